@@ -1,0 +1,113 @@
+"""Every distinct convolution layer of the networks: torch and fastconv, NCHW and channels_last.
+
+    python bench/layers.py [--backward] [--filter REGEX] [--threads 1] [--batch 1] [--json FILE]
+
+Each engine runs in a process of its own and is asked in turn; modules are in eval mode, as in
+inference. A row holds microseconds of the four columns, then of fastconv's better layout: GFLOP/s
+(operations of the direct algorithm), the multiple of the FMA peak measured on top, and the gain
+over torch's better layout (above 1 is faster). ``--backward`` adds rows of input and weight
+gradient together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+
+import torch
+from common import COLUMNS, LAYOUTS, TITLES, gains, geometric_mean, measure, parser, work
+from fastconv.testing.layers import LAYERS, Layer
+
+from fastconv.testing.reference import conv_pads, conv_sizes, pair
+
+
+def build(engine: str, request: dict) -> Callable[[], object]:
+    """The forward or backward pass of one layer in one layout."""
+    if engine == "torch":
+        from torch.nn import Conv2d
+    else:
+        from fastconv.nn import Conv2d
+    layer = next(layer for layer in LAYERS if layer.name == request["name"])
+    dtype, layout = getattr(torch, request["dtype"]), LAYOUTS[request["layout"]]
+    module = Conv2d(
+        layer.C,
+        layer.K,
+        (layer.R, layer.S),
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+        dtype=dtype,
+    ).to(memory_format=layout)
+    x = torch.randn(request["batch"], layer.C, layer.H, layer.W, dtype=dtype)
+    x = x.contiguous(memory_format=layout)
+    if request["direction"] == "forward":
+        module.eval().requires_grad_(False)
+        return lambda: module(x)
+    y = module(x.requires_grad_())
+    dy = torch.randn_like(y)
+    return lambda: torch.autograd.grad(y, (x, module.weight), dy, retain_graph=True)
+
+
+def floating_operations(layer: Layer, batch: int, direction: str) -> int:
+    """2 N K P Q C/G R S of the direct algorithm, twice that for both gradients."""
+    kernel, dilation = (layer.R, layer.S), pair(layer.dilation)
+    pads = conv_pads(layer.padding, kernel, dilation)
+    p, q = conv_sizes((layer.H, layer.W), kernel, pair(layer.stride), pads, dilation)
+    forward = 2 * batch * layer.K * p * q * layer.C // layer.groups * layer.R * layer.S
+    return forward if direction == "forward" else 2 * forward
+
+
+def table(options: argparse.Namespace) -> tuple[list[dict], int]:
+    """Measures and prints every layer that the options ask for."""
+    layers = [layer for layer in LAYERS if re.search(options.filter, layer.name)]
+    width = max((len(layer.name) for layer in layers), default=0)
+    directions = ("forward", "backward") if options.backward else ("forward",)
+    requests = [
+        {"name": layer.name, "direction": direction} for layer in layers for direction in directions
+    ]
+
+    def line(row: dict, peak: float) -> str:
+        times = "".join(f"{row['seconds'][column] * 1e6:15.1f}" for column in COLUMNS)
+        best = min(row["seconds"][column] for column in COLUMNS if column.startswith("fastconv"))
+        layer = next(layer for layer in layers if layer.name == row["name"])
+        rate = floating_operations(layer, options.batch, row["direction"]) / best / 1e9
+        gain, _ = gains(row["seconds"])
+        head = f"{row['name']:{width}} {row['direction']:8}"
+        return f"{head}{times}{rate:10.1f}{rate / peak:8.2f}{gain:8.2f}"
+
+    columns = "".join(f"{column:>15}" for column in TITLES)
+    heading = (
+        f"{'µs (cl: channels_last)':{width + 9}}{columns}{'GFLOP/s':>10}{'x FMA':>8}{'gain':>8}"
+    )
+    return measure(__file__, options, {}, requests, heading, line)
+
+
+def summary(rows: list[dict], direction: str) -> str:
+    """Geometric means and the worst row of one direction."""
+    found = [(*gains(row["seconds"]), row["name"]) for row in rows if row["direction"] == direction]
+    better, nchw = (geometric_mean(gain[i] for gain in found) for i in (0, 1))
+    worst, _, name = min(found)
+    return (
+        f"{direction}: geometric mean {better:.3f} over torch's better layout, "
+        f"{nchw:.3f} NCHW to NCHW ({len(found)} layers); worst {worst:.3f}, {name}"
+    )
+
+
+def main() -> int:
+    options = parser(__doc__)
+    options.add_argument("--backward", action="store_true", help="also input and weight gradient")
+    options = options.parse_args()
+    if options.worker:
+        work(options, build)
+        return 0
+    rows, status = table(options)
+    for direction in dict.fromkeys(row["direction"] for row in rows):
+        print(summary(rows, direction))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

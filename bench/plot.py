@@ -1,0 +1,137 @@
+"""Pictures and the README's tables from the results files.
+
+python bench/plot.py                        bench/results/*.json -> a PNG beside each
+python bench/plot.py --readme README.md     replaces the text between the markers
+                                            <!-- bench:begin --> and <!-- bench:end -->
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from common import COLUMNS, gains, geometric_mean
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+RESULTS = Path(__file__).parent / "results"
+
+
+def load(folder: Path) -> dict[str, dict]:
+    """The results files by stem."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def plot(document: dict, path: Path) -> None:
+    """A bar for each row: the gain over torch's better layout."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = document["rows"]
+    labels = [f"{row['name']} {row.get('direction', '')}".strip() for row in rows]
+    values = [gains(row["seconds"])[0] for row in rows]
+    figure, axes = pyplot.subplots(figsize=(8, 1.8 + 0.22 * len(rows)), layout="constrained")
+    axes.barh(labels, values, color=["tab:green" if v >= 1 else "tab:orange" for v in values])
+    axes.axvline(1, color="black", linewidth=1)
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.set_xlabel("torch's better layout / fastconv's better layout, time; above 1 is faster")
+    figure.suptitle(caption(document).replace("; ", "\n"), fontsize=9)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def caption(document: dict) -> str:
+    """What was measured, where, with what."""
+    kind = " (training step)" if document.get("train") else ""
+    threads = document["threads"]
+    return (
+        f"{document['benchmark']}{kind}, batch {document['batch']}, {document['dtype']}, "
+        f"{threads} thread{'s' if threads > 1 else ''}; {document['processor']}, FMA peak "
+        f"{document['fma_gflops']:.0f} GFLOP/s; torch {document['torch']}, "
+        f"fastconv {document['fastconv']}; {document['date']}"
+    )
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table whose columns but the first are aligned right."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def networks_table(rows: list[dict]) -> str:
+    """Milliseconds of each network in the four columns, and the gain."""
+    cells = [
+        [row["name"]]
+        + [f"{row['seconds'][column] * 1e3:.3g}" for column in COLUMNS]
+        + [f"{gains(row['seconds'])[0]:.2f}"]
+        for row in rows
+    ]
+    mean = geometric_mean(gains(row["seconds"])[0] for row in rows)
+    cells.append(["geometric mean", *[""] * len(COLUMNS), f"{mean:.2f}"])
+    return markdown(["ms", *COLUMNS, "gain"], cells)
+
+
+def layers_table(rows: list[dict]) -> str:
+    """Geometric means over the layers, and the best and the worst layer, of each direction."""
+    cells = []
+    for direction in dict.fromkeys(row["direction"] for row in rows):
+        found = [
+            (*gains(row["seconds"]), row["name"]) for row in rows if row["direction"] == direction
+        ]
+        means = [f"{geometric_mean(gain[i] for gain in found):.2f}" for i in (0, 1)]
+        ends = [f"{gain[0]:.2f} ({gain[2]})" for gain in (max(found), min(found))]
+        cells.append([direction, str(len(found)), *means, *ends])
+    return markdown(
+        ["", "layers", "gain over torch's better layout", "NCHW to NCHW", "best", "worst"], cells
+    )
+
+
+def tables(documents: dict[str, dict]) -> str:
+    """Markdown of every results file: caption and table."""
+    kinds = {"networks": networks_table, "layers": layers_table}
+    return "\n\n".join(
+        f"{caption(document)}:\n\n{kinds[document['benchmark']](document['rows'])}"
+        for document in documents.values()
+        if document["rows"]
+    )
+
+
+def replace_between_markers(text: str, tables: str) -> str:
+    """``text`` with ``tables`` in place of what stood between the markers."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"expected one {BEGIN} followed by one {END}")
+    head, rest = text.split(BEGIN)
+    _, tail = rest.split(END)
+    return f"{head}{BEGIN}\n{tables}\n{END}{tail}"
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
+    options.add_argument("--readme", type=Path, metavar="FILE")
+    options = options.parse_args()
+    documents = load(options.results)
+    if not documents:
+        print(f"no results in {options.results}: run bench/layers.py --json", file=sys.stderr)
+        return 1
+    if options.readme:
+        text = replace_between_markers(options.readme.read_text(), tables(documents))
+        beside = options.readme.with_name(options.readme.name + ".part")
+        beside.write_text(text)
+        os.replace(beside, options.readme)
+        return 0
+    for stem, document in documents.items():
+        plot(document, options.results / f"{stem}.png")
+        print(options.results / f"{stem}.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
