@@ -293,7 +293,7 @@ def test_nin_has_no_fully_connected_layer():
     kinds = {type(module) for module in models.nin().modules()}
     assert not any(issubclass(kind, torch.nn.Linear) for kind in kinds)
     assert fastconv.nn.GlobalAvgPool2d in kinds or fastconv.nn.AdaptiveAvgPool2d in kinds
-    assert any(isinstance(module, torch.nn.Linear) for module in models.alexnet().modules())
+    assert any(isinstance(module, torch.nn.Linear) for module in models.lenet().modules())
 
 
 def test_global_average_pooling_has_no_parameters():
