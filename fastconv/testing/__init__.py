@@ -1,0 +1,1 @@
+"""What tests, benches and `validate` share: references, comparison, the table of layers."""
