@@ -334,6 +334,7 @@ def test_a_graph_module():
             new.graph.erase_node(node)
             break
     new.recompile()
+    assert len(model.graph.nodes) == len(new.graph.nodes) + 1
     x = image(1, 3, 7, 8)
     assert new(x).min() < 0 <= model(x).min()
 

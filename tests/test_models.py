@@ -262,6 +262,16 @@ def test_googlenet_outputs():
             models.googlenet(variant="other")
 
 
+def test_each_auxiliary_head_has_its_place():
+    model = googlenet(torch_layers)
+    for value, head in enumerate((model.fc, model.aux2.fc2, model.aux1.fc2)):
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.constant_(head.bias, value)
+    for value, output in enumerate(model(torch.randn(2, 3, 33, 48))):
+        assert (output == value).all()
+    assert all(m.eps == 0.001 for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
 def test_transform_input_changes_the_normalisation():
     picture = torch.rand(1, 3, 5, 4, dtype=torch.float64)
     mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64).view(3, 1, 1)
@@ -346,8 +356,21 @@ def test_copies(name, clone):
     assert torch.equal(clone(model)(x), model(x))
 
 
-def test_lenet_starts_from_xavier():
-    model = models.lenet()
-    bound = (6 / (400 + 120)) ** 0.5
-    assert 0.95 * bound < model[7].weight.abs().max() <= bound
-    assert not model[7].bias.any()
+def test_initial_weights():
+    def spread(weight):
+        return weight.detach().std().item()
+
+    lenet = models.lenet()
+    bound = (6 / (400 + 120)) ** 0.5  # Xavier's
+    assert 0.95 * bound < lenet[7].weight.abs().max() <= bound
+    assert not lenet[7].bias.any()
+    resnet = tiny_resnet(BasicBlock, torch_layers)
+    assert spread(resnet.conv1.weight) == pytest.approx((2 / (64 * 49)) ** 0.5, rel=0.05)
+    classic = models.classic_cnn((64, 8, 8), (64,))
+    assert spread(classic[0].weight) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)
+    vgg = models.VGG(torch.nn.Sequential(fnn.Conv2d(64, 32, 3)), 16)
+    assert spread(vgg.features[0].weight) == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.05)
+    assert spread(vgg.classifier[6].weight) == pytest.approx(0.01, rel=0.02)
+    assert not vgg.features[0].bias.any() and not vgg.classifier[0].bias.any()
+    google = models.googlenet(num_classes=5, aux_logits=False)
+    assert spread(google.inception4e.branch2[1].conv.weight) == pytest.approx(0.01, rel=0.02)

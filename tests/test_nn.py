@@ -89,6 +89,7 @@ def test_conv2d_residual_and_activation(activation, with_residual):
     [
         ("MaxPool2d", ((3, 2),), {}),
         ("MaxPool2d", (3, (1, 2), (1, 0)), {"dilation": (1, 2), "ceil_mode": True}),
+        ("MaxPool2d", (2,), {"ceil_mode": True}),
         ("MaxPool2d", ((2, 3), 2), {"return_indices": True}),
         ("AvgPool2d", ((3, 2),), {}),
         ("AvgPool2d", (3, 2, 1), {"ceil_mode": True, "count_include_pad": False}),
