@@ -39,7 +39,7 @@ def plot(document: dict, path: Path) -> None:
     axes.axvline(1, color="black", linewidth=1)
     axes.invert_yaxis()
     axes.margins(y=0.01)
-    axes.set_xlabel("torch's better layout / fastconv's better layout, time; above 1 is faster")
+    axes.set_xlabel("times as fast as torch's better layout")
     figure.suptitle(caption(document).replace("; ", "\n"), fontsize=9)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
