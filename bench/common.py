@@ -30,9 +30,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument(
-        "--threads", type=int, default=1, help="default 1, on the last core"
-    )
+    options.add_argument("--threads", type=int, default=1, help="default 1, on the last core")
     options.add_argument("--batch", type=int, default=1)
     options.add_argument("--dtype", choices=DTYPES, default="float32")
     options.add_argument(
@@ -48,9 +46,9 @@ def work(options: argparse.Namespace, build) -> None:
     """What ``--worker ENGINE`` does: ``build(engine, request)`` makes the callables to be timed."""
     pin(options.threads)
     torch.manual_seed(0)
-    # NOTE glibc returns large blocks to the system, to be page-faulted in again on every call, until
-    # the first of that size is freed. Freeing one just under its limit, 32 MiB, makes both
-    # engines start as a process that has run a while, and rows independent of their order.
+    # NOTE glibc gives large blocks back to the system, so that every call page-faults them in, until
+    # the first of that size is freed. Freeing one just under its limit, 32 MiB, makes both engines
+    # start as a process that has run a while, and rows independent of their order.
     torch.empty(31 << 20, dtype=torch.uint8)
     serve(lambda request: build(options.worker, request))
 
