@@ -46,7 +46,7 @@ def work(options: argparse.Namespace, build) -> None:
     """What ``--worker ENGINE`` does: ``build(engine, request)`` makes the callables to be timed."""
     pin(options.threads)
     torch.manual_seed(0)
-    # NOTE glibc gives large blocks back to the system, so that every call page-faults them in, until
+    # NOTE glibc gives large blocks back to the system, to be page-faulted in by every call, until
     # the first of that size is freed. Freeing one just under its limit, 32 MiB, makes both engines
     # start as a process that has run a while, and rows independent of their order.
     torch.empty(31 << 20, dtype=torch.uint8)
