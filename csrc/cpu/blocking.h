@@ -1,0 +1,80 @@
+// How the CPU kernels cut a problem: pure functions of sizes, panel width and thread count.
+// The numbers: L1 32 KB holds a chunk of weights (16 KB) and the input lines of a tile; half an L2
+// of 512 KB holds the slab; 192 pixels amortise streaming the weights from L3.
+#pragma once
+#include "jobs.h"
+
+namespace fastconv {
+
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+// The largest even share of n in pieces of at most `most`.
+static inline int64_t even_share(int64_t n, int64_t most) {
+  return n <= 0 ? 1 : ceil_div(n, ceil_div(n, max64(most, 1)));
+}
+
+constexpr int64_t kChunkBytes = 16 * 1024, kSlabBytes = 256 * 1024, kBlockPixels = 192;
+
+static inline int64_t slab_rows(int64_t out_rows, int64_t stride, const TapAxis& taps) {
+  return (out_rows - 1) * stride + (taps.count - 1) * taps.offset_step + 1;
+}
+
+// Channel-last slabs where the source is channel-last, and for few channels, so that the taps of a
+// row are one contiguous run; planes otherwise.
+static inline bool planar_slab(int64_t channels, const int64_t strides[4]) {
+  return strides[1] != 1 && channels > 8;
+}
+
+// Output rectangle of about kBlockPixels whose slab of all channels stays under kSlabBytes.
+static inline void choose_rectangle(Blocking& b, int64_t P, int64_t Q, int64_t channels,
+                             int64_t stride_h, int64_t stride_w, const TapAxis& rows,
+                             const TapAxis& cols, int64_t element) {
+  b.cols = even_share(Q, Q > 2 * kBlockPixels ? kBlockPixels : Q);
+  b.rows = min64(max64(kBlockPixels / max64(b.cols, 1), 1), max64(P, 1));
+  auto slab = [&](int64_t r) {
+    return slab_rows(r, stride_h, rows) * slab_rows(b.cols, stride_w, cols) * channels * element;
+  };
+  while (b.rows > 1 && slab(b.rows) > kSlabBytes) --b.rows;
+  b.rows = even_share(P, b.rows);
+  b.row_blocks = ceil_div(P, b.rows);
+  b.col_blocks = ceil_div(Q, b.cols);
+}
+
+static inline Blocking conv_blocking(const TapConv& job, int64_t panel, int64_t element,
+                              int64_t threads) {
+  Blocking b = {};
+  const int64_t taps = max64(job.rows.count * job.cols.count, 1);
+  b.planar = planar_slab(job.C, job.xs);
+  b.chunk = even_share(job.C, max64(kChunkBytes / (taps * panel * element), 4));
+  choose_rectangle(b, job.P, job.Q, job.C, job.stride_h, job.stride_w, job.rows, job.cols,
+                   element);
+  const int64_t panels = ceil_div(job.K, panel);
+  const int64_t blocks = job.N * job.G * b.row_blocks * b.col_blocks;
+  // Panels are split over tasks only where there are too few blocks to keep every thread busy.
+  const int64_t wanted = threads == 1 || blocks >= 4 * threads ? 1 : ceil_div(4 * threads, max64(blocks, 1));
+  b.panels = even_share(panels, ceil_div(panels, min64(wanted, panels)));
+  b.panel_blocks = ceil_div(panels, b.panels);
+  b.chunk_blocks = ceil_div(job.C, b.chunk);
+  b.tasks = blocks * b.panel_blocks;
+  return b;
+}
+
+// A task of the weight gradient owns (group, chunk of C, range of panels) and loops over all
+// pixels in a fixed order: bitwise repeatable for any number of threads.
+static inline Blocking weight_grad_blocking(const WeightGrad& job, int64_t panel, int64_t element) {
+  Blocking b = {};
+  const int64_t taps = job.rows.count * job.cols.count;
+  b.planar = planar_slab(job.C, job.xs);
+  b.chunk = even_share(job.C, max64(64 / max64(taps / 9, 1), 8));
+  const int64_t panels = ceil_div(job.K, panel);
+  b.panels = even_share(panels, max64(ceil_div(panels, 2), 1));
+  choose_rectangle(b, job.P, job.Q, b.chunk, job.stride_h, job.stride_w, job.rows, job.cols,
+                   element);
+  b.panel_blocks = ceil_div(panels, b.panels);
+  b.chunk_blocks = ceil_div(job.C, b.chunk);
+  b.tasks = job.G * b.panel_blocks * b.chunk_blocks;
+  return b;
+}
+
+}  // namespace fastconv

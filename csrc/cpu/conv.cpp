@@ -1,0 +1,269 @@
+// Torch side of the convolution on the CPU: tensors to jobs, one parallel region per step.
+#include "../plan.h"
+#include "../tensor.h"
+#include "blocking.h"
+#include "cpu.h"
+
+namespace fastconv {
+namespace {
+
+constexpr Capabilities kCpu = {Backend::cpu};
+
+// A kernel axis of the forward direction: tap r at p * stride + r * dil - pad.
+TapAxis forward_axis(int64_t taps, int64_t dil, int64_t pad) {
+  return {taps, 0, 1, -pad, dil};
+}
+
+// One stride phase of the input gradient: dx at h = phase + stride * i takes the taps r with
+// (phase + pad - r * dil) divisible by stride, at dy position i + (phase + pad - r * dil) / stride.
+TapAxis grad_axis(int64_t taps, int64_t dil, int64_t pad, int64_t stride, int64_t phase) {
+  int64_t first = -1, second = -1, count = 0, last = -1;
+  for (int64_t r = 0; r < taps; ++r) {
+    if ((phase + pad - r * dil) % stride != 0) continue;
+    if (count == 0) first = r;
+    if (count == 1) second = r;
+    last = r, ++count;
+  }
+  const int64_t step = count > 1 ? second - first : 1;
+  if (count == 0) return {0, 0, 1, 0, 1};
+  // From the last tap down, so that positions ascend.
+  return {count, last, -step, (phase + pad - last * dil) / stride, step * dil / stride};
+}
+
+void set_strides(int64_t to[4], const View& v) {
+  for (int i = 0; i < 4; ++i) to[i] = v.stride[i];
+}
+
+double flops(const TapConv& job) {
+  return 2.0 * job.N * job.G * job.K * job.C * job.P * job.Q * job.rows.count * job.cols.count;
+}
+
+// A 1x1 without padding reads only the pixels it writes: the stride becomes the view's, and dense
+// images become one row, of the whole batch where that is dense too.
+void fold_pixels(TapConv& job) {
+  job.xs[2] *= job.stride_h, job.xs[3] *= job.stride_w;
+  job.stride_h = job.stride_w = 1;
+  job.H = job.P, job.W = job.Q;
+  auto dense_rows = [&](const int64_t s[4]) { return s[2] == job.Q * s[3]; };
+  auto dense_batch = [&](const int64_t s[4]) { return s[0] == job.Q * s[3]; };
+  if (dense_rows(job.xs) && dense_rows(job.ys) && (!job.residual || dense_rows(job.rs))) {
+    job.W = job.Q = job.P * job.Q;
+    job.H = job.P = 1;
+    if (dense_batch(job.xs) && dense_batch(job.ys) && (!job.residual || dense_batch(job.rs))) {
+      job.W = job.Q = job.N * job.Q;
+      job.N = 1;
+    }
+  }
+}
+
+void run_direct(const TapConv& job) {
+  const KernelTable& kernels = cpu_kernels();
+  const bool f64 = job.dtype == DType::f64;
+  const int64_t panel = f64 ? kernels.panel_f64 : kernels.panel_f32, element = f64 ? 8 : 4;
+  const Blocking b = conv_blocking(job, panel, element, torch::stable::get_num_threads());
+  void* packed = scratch(Slot::shared, kernels.conv_packed_size(job) * element + 64);
+  const double work = flops(job);
+  const int64_t panels = job.G * ceil_div(job.K, panel);
+  parallel_tasks(panels, work, [&](int64_t begin, int64_t end) {
+    kernels.conv_pack(job, b, packed, begin, end);
+  });
+  parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
+    void* own = scratch(Slot::own, kernels.conv_scratch(job, b));
+    kernels.conv_run(job, b, packed, own, begin, end);
+  });
+}
+
+void run_depthwise(const TapConv& job) {
+  const KernelTable& kernels = cpu_kernels();
+  const bool rows = job.K == 1 && job.xs[1] == 1 && job.ys[1] == 1;
+  parallel_tasks(rows ? job.N * job.P : job.N * job.G * job.K, 20 * flops(job),
+                 [&](int64_t begin, int64_t end) {
+                   void* own = scratch(Slot::own, kernels.depthwise_scratch(job));
+                   kernels.depthwise_run(job, own, begin, end);
+                 });
+}
+
+void run(TapConv job, Algorithm algorithm) {
+  if (job.N * job.G * job.K * job.P * job.Q == 0) return;
+  switch (algorithm) {
+    case Algorithm::conv1x1: fold_pixels(job); return run_direct(job);
+    case Algorithm::depthwise: return run_depthwise(job);
+    case Algorithm::direct: return run_direct(job);
+  }
+}
+
+void add_operand(const OptionalTensor& t, const char* name, const Tensor& input) {
+  if (t) check_same(input, "input", *t, name, "conv2d");
+}
+
+ConvProblem problem_of(const View& x, const View& w, const ConvSettings& s, DType dtype) {
+  return make_conv_problem(x.size, w.size, s, dtype);
+}
+
+}  // namespace
+
+Tensor conv2d_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                  const OptionalTensor& residual, int64_t stride_h, int64_t stride_w,
+                  int64_t pad_t, int64_t pad_l, int64_t pad_b, int64_t pad_r, int64_t dil_h,
+                  int64_t dil_w, int64_t groups, int64_t activation, int64_t /*precision*/) {
+  const View x = view_of(input, "conv2d", "input"), w = view_of(weight, "conv2d", "weight");
+  check_same(input, "input", weight, "weight", "conv2d");
+  add_operand(bias, "bias", input);
+  add_operand(residual, "residual", input);
+  const ConvProblem p = problem_of(
+      x, w, {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, activation},
+      dtype_of(input, "conv2d"));
+  const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
+  if (bias)
+    check(bias->dim() == 1 && bias->size(0) == p.K, "conv2d: bias must have size [", p.K,
+          "] (the weight's output channels), got ", shape(bias->sizes().data(), bias->dim()));
+  const Tensor output = empty4(input, y_size, channels_last(x), p.dtype);
+  const View y = view_of(output, "conv2d", "output");
+  TapConv job = {};
+  job.N = p.N, job.G = p.G, job.C = p.C / p.G, job.K = p.K / p.G;
+  job.H = p.H, job.W = p.W, job.P = p.P, job.Q = p.Q;
+  job.stride_h = p.stride_h, job.stride_w = p.stride_w;
+  job.rows = forward_axis(p.R, p.dil_h, p.pad_t);
+  job.cols = forward_axis(p.S, p.dil_w, p.pad_l);
+  job.dtype = p.dtype, job.activation = p.activation;
+  job.x = x.data, job.w = w.data, job.y = y.data;
+  set_strides(job.xs, x);
+  set_strides(job.ys, y);
+  job.ws[0] = job.K * w.stride[0];
+  for (int i = 0; i < 4; ++i) job.ws[i + 1] = w.stride[i];
+  if (bias) job.bias = bias->const_data_ptr(), job.bias_s = bias->stride(0);
+  if (residual) {
+    const View r = view_of(*residual, "conv2d", "residual");
+    for (int i = 0; i < 4; ++i)
+      check(r.size[i] == y_size[i], "conv2d: residual of size ", shape(r.size, 4),
+            " must have the output's size ", shape(y_size, 4));
+    job.residual = r.data;
+    set_strides(job.rs, r);
+  }
+  run(job, plan(p, kCpu, Direction::forward).algorithm);
+  return output;
+}
+
+Tensor conv2d_input_grad_cpu(const Tensor& grad, const Tensor& weight, int64_t H, int64_t W,
+                             int64_t stride_h, int64_t stride_w, int64_t pad_t, int64_t pad_l,
+                             int64_t pad_b, int64_t pad_r, int64_t dil_h, int64_t dil_w,
+                             int64_t groups, int64_t /*precision*/) {
+  const char* op = "conv2d_input_grad";
+  const View dy = view_of(grad, op, "grad"), w = view_of(weight, op, "weight");
+  check_same(grad, "grad", weight, "weight", op);
+  const int64_t x_size[4] = {dy.size[0], w.size[1] * groups, H, W};
+  const ConvProblem p = make_conv_problem(
+      x_size, w.size, {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0},
+      dtype_of(grad, op));
+  const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
+  for (int i = 0; i < 4; ++i)
+    check(dy.size[i] == y_size[i], op, ": grad of size ", shape(dy.size, 4),
+          " must have the output's size ", shape(y_size, 4));
+  const Tensor output = empty4(grad, x_size, channels_last(dy), p.dtype);
+  const View dx = view_of(output, op, "output");
+  const Algorithm algorithm = plan(p, kCpu, Direction::input_grad).algorithm;
+  TapConv job = {};
+  job.N = p.N, job.G = p.G, job.C = p.K / p.G, job.K = p.C / p.G;
+  job.H = p.P, job.W = p.Q;
+  job.dtype = p.dtype;
+  job.x = dy.data, job.w = w.data;
+  set_strides(job.xs, dy);
+  job.ws[0] = p.K / p.G * w.stride[0];
+  job.ws[1] = w.stride[1], job.ws[2] = w.stride[0];
+  job.ws[3] = w.stride[2], job.ws[4] = w.stride[3];
+  const int64_t size = p.dtype == DType::f64 ? 8 : p.dtype == DType::f32 ? 4 : 2;
+  for (int64_t a = 0; a < p.stride_h; ++a)
+    for (int64_t b = 0; b < p.stride_w; ++b) {
+      job.P = ceil_div(p.H - a, p.stride_h), job.Q = ceil_div(p.W - b, p.stride_w);
+      if (job.P <= 0 || job.Q <= 0) continue;
+      job.stride_h = job.stride_w = 1;
+      job.rows = grad_axis(p.R, p.dil_h, p.pad_t, p.stride_h, a);
+      job.cols = grad_axis(p.S, p.dil_w, p.pad_l, p.stride_w, b);
+      set_strides(job.ys, dx);
+      job.y = (char*)dx.data + (a * dx.stride[2] + b * dx.stride[3]) * size;
+      job.ys[2] *= p.stride_h, job.ys[3] *= p.stride_w;
+      const bool unit = p.stride_h == 1 && p.stride_w == 1;
+      run(job, algorithm == Algorithm::conv1x1 && !unit ? Algorithm::direct : algorithm);
+    }
+  return output;
+}
+
+Tensor conv2d_weight_grad_cpu(const Tensor& input, const Tensor& grad, int64_t R, int64_t S,
+                              int64_t stride_h, int64_t stride_w, int64_t pad_t, int64_t pad_l,
+                              int64_t pad_b, int64_t pad_r, int64_t dil_h, int64_t dil_w,
+                              int64_t groups, int64_t /*precision*/) {
+  const char* op = "conv2d_weight_grad";
+  const View x = view_of(input, op, "input"), dy = view_of(grad, op, "grad");
+  check_same(input, "input", grad, "grad", op);
+  check(groups > 0 && x.size[1] % groups == 0, op, ": ", x.size[1],
+        " input channels are not divisible by groups=", groups);
+  const int64_t w_size[4] = {dy.size[1], x.size[1] / groups, R, S};
+  const ConvProblem p = make_conv_problem(
+      x.size, w_size, {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0},
+      dtype_of(input, op));
+  const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
+  for (int i = 0; i < 4; ++i)
+    check(dy.size[i] == y_size[i], op, ": grad of size ", shape(dy.size, 4),
+          " must have the output's size ", shape(y_size, 4));
+  const Tensor output = empty4(input, w_size, false, p.dtype);
+  const View dw = view_of(output, op, "output");
+  WeightGrad job = {};
+  job.N = p.N, job.G = p.G, job.C = p.C / p.G, job.K = p.K / p.G;
+  job.H = p.H, job.W = p.W, job.P = p.P, job.Q = p.Q;
+  job.stride_h = p.stride_h, job.stride_w = p.stride_w;
+  job.rows = forward_axis(p.R, p.dil_h, p.pad_t);
+  job.cols = forward_axis(p.S, p.dil_w, p.pad_l);
+  job.dtype = p.dtype;
+  job.x = x.data, job.dy = dy.data, job.dw = dw.data;
+  set_strides(job.xs, x);
+  set_strides(job.dys, dy);
+  job.ws[0] = job.K * dw.stride[0];
+  for (int i = 0; i < 4; ++i) job.ws[i + 1] = dw.stride[i];
+  const KernelTable& kernels = cpu_kernels();
+  const double work = 2.0 * p.N * p.K * job.C * p.P * p.Q * p.R * p.S;
+  if (plan(p, kCpu, Direction::weight_grad).algorithm == Algorithm::depthwise) {
+    parallel_tasks(p.K, 20 * work, [&](int64_t begin, int64_t end) {
+      void* own = scratch(Slot::own, kernels.depthwise_weight_grad_scratch(job));
+      kernels.depthwise_weight_grad_run(job, own, begin, end);
+    });
+    return output;
+  }
+  const bool f64 = p.dtype == DType::f64;
+  const Blocking b =
+      weight_grad_blocking(job, f64 ? kernels.panel_f64 : kernels.panel_f32, f64 ? 8 : 4);
+  parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
+    void* own = scratch(Slot::own, kernels.weight_grad_scratch(job, b));
+    kernels.weight_grad_run(job, b, own, begin, end);
+  });
+  return output;
+}
+
+Tensor conv2d_bias_grad_cpu(const Tensor& grad) {
+  const char* op = "conv2d_bias_grad";
+  const View dy = view_of(grad, op, "grad");
+  const DType dtype = dtype_of(grad, op);
+  const int64_t size[1] = {dy.size[1]}, stride[1] = {1};
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      1, size, stride, torch_dtype(dtype), aoti_torch_device_type_cpu(), 0, &handle));
+  const Tensor output(handle);
+  void* db = output.mutable_data_ptr();
+  parallel_tasks(dy.size[1], 20.0 * dy.size[0] * dy.size[1] * dy.size[2] * dy.size[3],
+                 [&](int64_t begin, int64_t end) {
+                   cpu_kernels().bias_grad_run(dy, dtype, db, begin, end);
+                 });
+  return output;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
+  m.impl("conv2d", TORCH_BOX(&conv2d_cpu));
+  m.impl("conv2d_raw", TORCH_BOX(&conv2d_cpu));
+  m.impl("conv2d_input_grad", TORCH_BOX(&conv2d_input_grad_cpu));
+  m.impl("conv2d_input_grad_raw", TORCH_BOX(&conv2d_input_grad_cpu));
+  m.impl("conv2d_weight_grad", TORCH_BOX(&conv2d_weight_grad_cpu));
+  m.impl("conv2d_weight_grad_raw", TORCH_BOX(&conv2d_weight_grad_cpu));
+  m.impl("conv2d_bias_grad", TORCH_BOX(&conv2d_bias_grad_cpu));
+  m.impl("conv2d_bias_grad_raw", TORCH_BOX(&conv2d_bias_grad_cpu));
+}
+
+}  // namespace fastconv

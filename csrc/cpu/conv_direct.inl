@@ -1,0 +1,130 @@
+// Direct convolution (forward, and one stride phase of the input gradient), any TapConv.
+//
+//   for each block of outputs: slab of x | for each panel of K: for each chunk of C: for each tile
+//   of six pixels: all taps of the chunk | epilogue and store
+// The one trick: pixels are addresses, so tiles cross rows, and weights of a chunk stay in L1.
+// 1x1 convolution is this with one tap, after conv1x1.inl has folded the image into one row.
+namespace fastconv::FASTCONV_NS {
+
+template <class T>
+inline int64_t conv_packed_size(const TapConv& job) {
+  return job.G * ceil_div(job.K, kPanel<T>) * kPanel<T> * job.C * job.rows.count * job.cols.count;
+}
+
+// Packs (group, panel) pairs [begin, end).
+template <class S>
+inline void conv_pack(const TapConv& job, const Blocking& b, void* packed, int64_t begin,
+                      int64_t end) {
+  typedef Compute<S> T;
+  const int64_t panels = ceil_div(job.K, kPanel<T>);
+  const int64_t size = conv_packed_size<T>(job) / (job.G * panels);
+  for (int64_t i = begin; i < end; ++i)
+    pack_weights<S>(job, b.chunk, i / panels, i % panels, (T*)packed + i * size);
+}
+
+struct ConvScratch {
+  int64_t slab, acc, runs, total;  // byte offsets
+};
+
+inline int64_t align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+template <class T>
+inline ConvScratch conv_scratch(const TapConv& job, const Blocking& b) {
+  ConvScratch s;
+  const int64_t rows = max64(slab_rows(b.rows, job.stride_h, job.rows), 1);
+  const int64_t cols = max64(slab_rows(b.cols, job.stride_w, job.cols), 1);
+  s.slab = 0;
+  s.acc = align64(slab_elements(job.C, rows, cols, sizeof(T)) * sizeof(T));
+  s.runs = s.acc + align64(b.rows * b.cols * kPanel<T> * sizeof(T));
+  s.total = s.runs + align64(max64(job.rows.count * job.cols.count, 1) * sizeof(Run));
+  return s;
+}
+
+// The reduction over one chunk as runs; taps that continue each other in the slab are one run.
+template <class T>
+inline int64_t make_runs(const TapConv& job, const Slab<T>& slab, int64_t c0, int64_t cn,
+                         Run* runs) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < job.rows.count; ++i)
+    for (int64_t j = 0; j < job.cols.count; ++j) {
+      const int64_t offset =
+          i * job.rows.offset_step * slab.h + j * job.cols.offset_step * slab.w + c0 * slab.c;
+      if (n && runs[n - 1].offset + runs[n - 1].count * slab.c == offset)
+        runs[n - 1].count += cn;
+      else
+        runs[n++] = {offset, slab.c, cn};
+    }
+  return n;
+}
+
+// Accumulates one chunk into all pixels of a block.
+template <class T>
+inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t rows, int64_t cols,
+                             const Run* runs, int64_t run_count, const T* w, T* acc,
+                             bool accumulate) {
+  const int64_t pixels = rows * cols, tiles = ceil_div(pixels, kTile);
+  const int64_t row_step = job.stride_h * slab.h, col_step = job.stride_w * slab.w;
+  const T* x[kTile];
+  int64_t m = 0, i = 0, j = 0;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t end = pixels * (t + 1) / tiles;
+    const int J = (int)(end - m);
+    for (int k = 0; k < J; ++k) {
+      x[k] = slab.data + i * row_step + j * col_step;
+      if (++j == cols) j = 0, ++i;
+    }
+    fma_tile<T>(J, x, runs, run_count, w, acc + m * kPanel<T>, accumulate);
+    m = end;
+  }
+}
+
+// A task: (image, group, row block, column block, range of panels), panels fastest, so that
+// consecutive tasks of a thread share a slab.
+template <class S>
+inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, void* scratch,
+                     int64_t begin, int64_t end) {
+  typedef Compute<S> T;
+  constexpr int L = kPanel<T>;
+  const ConvScratch at = conv_scratch<T>(job, b);
+  T* acc = (T*)((char*)scratch + at.acc);
+  Run* runs = (Run*)((char*)scratch + at.runs);
+  const int64_t panels = ceil_div(job.K, L), taps = job.rows.count * job.cols.count;
+  Slab<T> slab = {};
+  int64_t filled = -1;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t block = task / b.panel_blocks, first = task % b.panel_blocks * b.panels;
+    const int64_t q0 = block % b.col_blocks * b.cols, above = block / b.col_blocks;
+    const int64_t p0 = above % b.row_blocks * b.rows;
+    const int64_t g = above / b.row_blocks % job.G, n = above / b.row_blocks / job.G;
+    const int64_t rows = min64(b.rows, job.P - p0), cols = min64(b.cols, job.Q - q0);
+    if (rows <= 0 || cols <= 0) continue;
+    if (block != filled && taps) {
+      const int64_t slab_h = slab_rows(rows, job.stride_h, job.rows);
+      const int64_t slab_w = slab_rows(cols, job.stride_w, job.cols);
+      slab = make_slab((T*)scratch, job.C, slab_h, slab_w, b.planar);
+      fill_slab<S>(slab, (const S*)job.x + n * job.xs[0] + g * job.C * job.xs[1], job.xs, job.C,
+                   job.H, job.W, p0 * job.stride_h + job.rows.offset, slab_h,
+                   q0 * job.stride_w + job.cols.offset, slab_w);
+      filled = block;
+    }
+    for (int64_t panel = first; panel < min64(first + b.panels, panels); ++panel) {
+      const T* w = (const T*)packed + (g * panels + panel) * taps * job.C * L;
+      for (int64_t c0 = 0; c0 < job.C; c0 += b.chunk) {
+        const int64_t cn = min64(b.chunk, job.C - c0);
+        const int64_t run_count = make_runs(job, slab, c0, cn, runs);
+        accumulate_block(job, slab, rows, cols, runs, run_count, w, acc, c0 > 0);
+        w += taps * cn * L;
+      }
+      const int64_t k0 = g * job.K + panel * L;
+      PanelStore<S> to = {
+          job.bias ? (const S*)job.bias + k0 * job.bias_s : nullptr,
+          job.residual ? (const S*)job.residual + n * job.rs[0] + k0 * job.rs[1] : nullptr,
+          (S*)job.y + n * job.ys[0] + k0 * job.ys[1],
+          job.bias_s, job.rs[1], job.rs[2], job.rs[3], job.ys[1], job.ys[2], job.ys[3],
+          min64(L, job.K - panel * L), job.activation};
+      store_panel<S>(to, acc, p0, q0, rows, cols);
+    }
+  }
+}
+
+}  // namespace fastconv::FASTCONV_NS

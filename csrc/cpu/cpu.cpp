@@ -1,0 +1,92 @@
+#include "cpu.h"
+
+#include <stdlib.h>
+
+#include <atomic>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "../error.h"
+
+namespace fastconv {
+
+extern const KernelTable kernels_baseline;
+#ifdef FASTCONV_X86
+extern const KernelTable kernels_avx2, kernels_avx512, kernels_wide;
+#endif
+
+namespace {
+
+struct Isa {
+  const KernelTable* table;
+  bool by_default;  // false: only where FASTCONV_ISA names it
+};
+
+// Those this processor runs, narrow to wide.
+std::vector<Isa> isas() {
+  std::vector<Isa> found = {{&kernels_baseline, true}};
+#ifdef FASTCONV_X86
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+  if (avx2) found.push_back({&kernels_wide, false});
+  if (avx2) found.push_back({&kernels_avx2, true});
+  if (avx2 && avx512) found.push_back({&kernels_avx512, true});
+#endif
+  return found;
+}
+
+const KernelTable* find_isa(const std::string& name) {
+  const KernelTable* chosen = nullptr;
+  for (const Isa& isa : isas())
+    if (name.empty() ? isa.by_default : name == isa.table->isa) chosen = isa.table;
+  check(chosen, "FASTCONV_ISA=", name, " is not available here; choose one of ", cpu_isas());
+  return chosen;
+}
+
+std::atomic<const KernelTable*> current{nullptr};
+
+}  // namespace
+
+std::string cpu_isas() {
+  std::string names;
+  for (const Isa& isa : isas()) names += (names.empty() ? "" : " ") + std::string(isa.table->isa);
+  return names;
+}
+
+void set_cpu_isa(const std::string& name) { current = find_isa(name); }
+
+const KernelTable& cpu_kernels() {
+  const KernelTable* table = current.load(std::memory_order_relaxed);
+  if (!table) {
+    const char* name = getenv("FASTCONV_ISA");
+    table = find_isa(name ? name : "");
+    current = table;
+  }
+  return *table;
+}
+
+void* scratch(Slot slot, size_t bytes) {
+  struct Free {
+    void operator()(void* p) const { free(p); }
+  };
+  struct Buffer {
+    std::unique_ptr<void, Free> memory;
+    size_t size = 0;
+  };
+  static thread_local Buffer buffers[2];
+  Buffer& b = buffers[static_cast<int>(slot)];
+  constexpr size_t kept = size_t{64} << 20;
+  if (bytes > b.size || (b.size > kept && bytes < b.size / 2)) {
+    b.memory.reset();
+    b.size = 0;
+    const size_t rounded = (bytes + 4095) / 4096 * 4096;
+    b.memory.reset(aligned_alloc(64, rounded));
+    if (!b.memory) throw std::bad_alloc();
+    b.size = rounded;
+  }
+  return b.memory.get();
+}
+
+}  // namespace fastconv

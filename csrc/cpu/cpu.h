@@ -1,0 +1,23 @@
+// What the torch side of every CPU op needs: the kernels of this machine, scratch memory.
+#pragma once
+#include <stddef.h>
+
+#include <string>
+
+#include "jobs.h"
+
+namespace fastconv {
+
+// The kernels in use: the widest ISA the processor has, or the one FASTCONV_ISA names.
+const KernelTable& cpu_kernels();
+// Every ISA this build has and this processor runs, narrow to wide.
+std::string cpu_isas();
+// Chooses an ISA by name ("" for the default); throws where it is unknown or cannot run here.
+void set_cpu_isa(const std::string& name);
+
+// Memory of this thread, 64-byte aligned, kept between calls up to a bound. Two slots: `shared`
+// is read by every thread of a parallel region, `own` belongs to one task.
+enum class Slot { shared, own };
+void* scratch(Slot slot, size_t bytes);
+
+}  // namespace fastconv

@@ -1,0 +1,75 @@
+// Slabs: the part of an input that a block of outputs reads, zero-padded and widened, so that no
+// kernel knows about edges, layouts or storage types.
+namespace fastconv::FASTCONV_NS {
+
+template <class T>
+struct Slab {
+  T* data;
+  int64_t c, h, w;  // strides
+};
+
+// Strides of a slab of `rows` x `cols` x `channels`. Planes are padded to an odd number of cache
+// lines, so that the channels of a tile do not fall into one set of L1.
+template <class T>
+inline Slab<T> make_slab(T* data, int64_t channels, int64_t rows, int64_t cols, bool planar) {
+  if (!planar) return {data, 1, cols * channels, channels};
+  const int64_t line = 64 / sizeof(T);
+  int64_t plane = (rows * cols + line - 1) / line;
+  return {data, (plane | 1) * line, cols, 1};
+}
+
+inline int64_t slab_elements(int64_t channels, int64_t rows, int64_t cols, int64_t element) {
+  const int64_t line = 64 / element;
+  return channels * (rows * cols + 2 * line);
+}
+
+template <class T>
+inline void zero(T* dst, int64_t n) {
+  __builtin_memset(dst, 0, n * sizeof(T));
+}
+
+// One row of one slab: columns [col0, col0 + cols) of an input row of width W, all channels.
+template <class S>
+inline void fill_slab_row(Compute<S>* dst, const Slab<Compute<S>>& slab, const S* src, int64_t c_s,
+                          int64_t w_s, int64_t channels, int64_t W, int64_t col0, int64_t cols) {
+  const int64_t left = min64(max64(-col0, 0), cols);
+  const int64_t body = max64(min64(W - max64(col0, 0), cols - left), 0);
+  const int64_t right = cols - left - body;
+  const S* from = src + (col0 + left) * w_s;
+  if (slab.c == 1) {  // [col][c]
+    zero(dst, left * channels);
+    zero(dst + (left + body) * channels, right * channels);
+    dst += left * channels;
+    if (c_s == 1 && w_s == channels) {
+      widen_row<S>(dst, from, body * channels, 1);
+    } else if (c_s == 1) {
+      for (int64_t j = 0; j < body; ++j) widen_row<S>(dst + j * channels, from + j * w_s, channels, 1);
+    } else {
+      for (int64_t j = 0; j < body; ++j)
+        widen_row<S>(dst + j * channels, from + j * w_s, channels, c_s);
+    }
+    return;
+  }
+  for (int64_t c = 0; c < channels; ++c) {  // [c][col]
+    Compute<S>* plane = dst + c * slab.c;
+    zero(plane, left);
+    widen_row<S>(plane + left, from + c * c_s, body, w_s);
+    zero(plane + left + body, right);
+  }
+}
+
+// Rows [row0, row0 + rows) x columns [col0, col0 + cols) of x, zeros outside the input.
+template <class S>
+inline void fill_slab(const Slab<Compute<S>>& slab, const S* x, const int64_t xs[4],
+                      int64_t channels, int64_t H, int64_t W, int64_t row0, int64_t rows,
+                      int64_t col0, int64_t cols) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t h = row0 + i;
+    Compute<S>* dst = slab.data + i * slab.h;
+    const bool inside = h >= 0 && h < H;
+    fill_slab_row<S>(dst, slab, x + (inside ? h : 0) * xs[2], xs[1], xs[3], channels,
+                     inside ? W : 0, inside ? col0 : 0, cols);
+  }
+}
+
+}  // namespace fastconv::FASTCONV_NS

@@ -1,0 +1,78 @@
+// The register tile every dense kernel is built on: J broadcast operands times two vectors.
+//
+//   acc[j][0..2W) += sum over runs, over i < count of x[j][offset + i * step] * w[i][0..2W)
+//
+// Forward: j are pixels, w packed weights. Weight gradient: j are (c, r, s), w packed dy.
+// Six operands and two vectors: 12 accumulators, 8 loads for 12 FMAs, one address register each.
+namespace fastconv::FASTCONV_NS {
+
+struct Run {
+  int64_t offset, step, count;
+};
+
+constexpr int kTile = 6;
+
+template <class T, int J>
+__attribute__((noinline)) void fma_tile(const T* const* x, const Run* runs, int64_t run_count,
+                                        const T* w, T* acc, bool accumulate) {
+  constexpr int W = kW<T>;
+  Vec<T> low[J], high[J];
+  const T* base[J];
+#pragma GCC unroll 6
+  for (int j = 0; j < J; ++j) {
+    base[j] = x[j];
+    low[j] = accumulate ? load<T>(acc + j * 2 * W) : Vec<T>{};
+    high[j] = accumulate ? load<T>(acc + j * 2 * W + W) : Vec<T>{};
+  }
+  for (const Run* run = runs; run < runs + run_count; ++run) {
+    int64_t o = run->offset;
+    const int64_t step = run->step;
+    for (int64_t i = run->count; i > 0; --i) {
+      const Vec<T> w0 = load<T>(w), w1 = load<T>(w + W);
+      w += 2 * W;
+#pragma GCC unroll 6
+      for (int j = 0; j < J; ++j) {
+        const Vec<T> b = broadcast<T>(base[j][o]);
+        fma<T>(low[j], w0, b);
+        fma<T>(high[j], w1, b);
+      }
+      o += step;
+    }
+  }
+#pragma GCC unroll 6
+  for (int j = 0; j < J; ++j) {
+    store<T>(acc + j * 2 * W, low[j]);
+    store<T>(acc + j * 2 * W + W, high[j]);
+  }
+}
+
+template <class T>
+FASTCONV_INLINE void fma_tile(int J, const T* const* x, const Run* runs, int64_t run_count,
+                              const T* w, T* acc, bool accumulate) {
+  switch (J) {
+    case 1: return fma_tile<T, 1>(x, runs, run_count, w, acc, accumulate);
+    case 2: return fma_tile<T, 2>(x, runs, run_count, w, acc, accumulate);
+    case 3: return fma_tile<T, 3>(x, runs, run_count, w, acc, accumulate);
+    case 4: return fma_tile<T, 4>(x, runs, run_count, w, acc, accumulate);
+    case 5: return fma_tile<T, 5>(x, runs, run_count, w, acc, accumulate);
+    default: return fma_tile<T, 6>(x, runs, run_count, w, acc, accumulate);
+  }
+}
+
+// FLOPs of `iterations` rounds of twelve independent FMAs, for calibration.
+inline double fma_peak(int64_t iterations) {
+  constexpr int W = kW<float>;
+  float in[W] = {}, out[W];
+  Vec<float> acc[12] = {}, a = load<float>(in), b = load<float>(in);
+  for (int64_t i = 0; i < iterations; ++i) {
+#pragma GCC unroll 12
+    for (int j = 0; j < 12; ++j) fma<float>(acc[j], a, b);
+    asm volatile("" : "+m"(in));
+  }
+  for (int j = 1; j < 12; ++j) acc[0] += acc[j];
+  store<float>(out, acc[0]);
+  asm volatile("" : : "m"(out));
+  return 2.0 * 12 * W * (double)iterations;
+}
+
+}  // namespace fastconv::FASTCONV_NS

@@ -1,0 +1,145 @@
+// Weight gradient, dense: dw[k, c, r, s] = sum over n, p, q of dy[n, k, p, q] * x[n, c, p', q'].
+//
+// The register tile of the forward kernel with the roles moved: its six operands are (c, r, s)
+// triples of a slab of x, its vectors are dy packed [pixel][kPanel], its runs are output rows.
+// Each block of pixels is summed from zero and then added, which keeps float32 error small; the
+// order never depends on the number of threads.
+namespace fastconv::FASTCONV_NS {
+
+struct WeightGradScratch {
+  int64_t slab, dy, sums, offsets, runs, total;  // byte offsets
+};
+
+template <class T>
+inline WeightGradScratch weight_grad_scratch(const WeightGrad& job, const Blocking& b) {
+  WeightGradScratch s;
+  const int64_t taps = job.rows.count * job.cols.count, entries = taps * b.chunk;
+  s.slab = 0;
+  s.dy = align64(slab_elements(b.chunk, slab_rows(b.rows, job.stride_h, job.rows),
+                               slab_rows(b.cols, job.stride_w, job.cols), sizeof(T)) *
+                 sizeof(T));
+  s.sums = s.dy + align64(b.rows * b.cols * kPanel<T> * sizeof(T));
+  s.offsets = s.sums + align64(b.panels * entries * kPanel<T> * sizeof(T));
+  s.runs = s.offsets + align64(entries * sizeof(int64_t));
+  s.total = s.runs + align64(b.rows * sizeof(Run));
+  return s;
+}
+
+// Slab offset of each (c, r, s) of a chunk, in the order the slab is contiguous in.
+template <class T>
+inline void entry_offsets(const WeightGrad& job, const Slab<T>& slab, int64_t cn,
+                          int64_t* offsets) {
+  for (int64_t c = 0; c < cn; ++c)
+    for (int64_t r = 0; r < job.rows.count; ++r)
+      for (int64_t s = 0; s < job.cols.count; ++s) {
+        const int64_t tap = r * job.cols.count + s;
+        const int64_t entry = slab.c == 1 ? tap * cn + c : c * job.rows.count * job.cols.count + tap;
+        offsets[entry] =
+            c * slab.c + r * job.rows.offset_step * slab.h + s * job.cols.offset_step * slab.w;
+      }
+}
+
+// sums[entry][kPanel] += the block's products, for one panel of dy.
+template <class T>
+inline void add_block(const Slab<T>& slab, const int64_t* offsets, int64_t entries,
+                      const Run* runs, int64_t rows, const T* dy, T* sums) {
+  constexpr int L = kPanel<T>;
+  const int64_t tiles = ceil_div(entries, kTile);
+  const T* x[kTile];
+  T part[kTile * L];
+  int64_t e = 0;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t end = entries * (t + 1) / tiles;
+    const int J = (int)(end - e);
+    for (int j = 0; j < J; ++j) x[j] = slab.data + offsets[e + j];
+    fma_tile<T>(J, x, runs, rows, dy, part, false);
+    for (int j = 0; j < J * L; ++j) sums[e * L + j] += part[j];
+    e = end;
+  }
+}
+
+template <class S>
+inline void write_weight_grad(const WeightGrad& job, int64_t g, int64_t k0, int64_t lanes,
+                              int64_t c0, int64_t cn, bool channel_last,
+                              const Compute<S>* sums) {
+  constexpr int L = kPanel<Compute<S>>;
+  const int64_t taps = job.rows.count * job.cols.count;
+  for (int64_t k = 0; k < lanes; ++k)
+    for (int64_t c = 0; c < cn; ++c)
+      for (int64_t r = 0; r < job.rows.count; ++r)
+        for (int64_t s = 0; s < job.cols.count; ++s) {
+          const int64_t tap = r * job.cols.count + s;
+          const int64_t entry = channel_last ? tap * cn + c : c * taps + tap;
+          ((S*)job.dw)[g * job.ws[0] + (k0 + k) * job.ws[1] + (c0 + c) * job.ws[2] +
+                       r * job.ws[3] + s * job.ws[4]] = Narrow<S>::from(sums[entry * L + k]);
+        }
+}
+
+template <class S>
+inline void weight_grad_run(const WeightGrad& job, const Blocking& b, void* scratch,
+                            int64_t begin, int64_t end) {
+  typedef Compute<S> T;
+  constexpr int L = kPanel<T>;
+  const WeightGradScratch at = weight_grad_scratch<T>(job, b);
+  T* dy = (T*)((char*)scratch + at.dy);
+  T* sums = (T*)((char*)scratch + at.sums);
+  int64_t* offsets = (int64_t*)((char*)scratch + at.offsets);
+  Run* runs = (Run*)((char*)scratch + at.runs);
+  const int64_t panels = ceil_div(job.K, L), taps = job.rows.count * job.cols.count;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t c0 = task % b.chunk_blocks * b.chunk, above = task / b.chunk_blocks;
+    const int64_t first = above % b.panel_blocks * b.panels, g = above / b.panel_blocks;
+    const int64_t cn = min64(b.chunk, job.C - c0), last = min64(first + b.panels, panels);
+    if (cn <= 0 || first >= last) continue;
+    const int64_t entries = cn * taps;
+    zero(sums, (last - first) * entries * L);
+    for (int64_t block = 0; block < job.N * b.row_blocks * b.col_blocks; ++block) {
+      const int64_t q0 = block % b.col_blocks * b.cols;
+      const int64_t p0 = block / b.col_blocks % b.row_blocks * b.rows;
+      const int64_t n = block / b.col_blocks / b.row_blocks;
+      const int64_t rows = min64(b.rows, job.P - p0), cols = min64(b.cols, job.Q - q0);
+      if (rows <= 0 || cols <= 0) continue;
+      const int64_t slab_h = slab_rows(rows, job.stride_h, job.rows);
+      const int64_t slab_w = slab_rows(cols, job.stride_w, job.cols);
+      const Slab<T> slab = make_slab((T*)scratch, cn, slab_h, slab_w, b.planar);
+      fill_slab<S>(slab, (const S*)job.x + n * job.xs[0] + (g * job.C + c0) * job.xs[1], job.xs, cn,
+                   job.H, job.W, p0 * job.stride_h + job.rows.offset, slab_h,
+                   q0 * job.stride_w + job.cols.offset, slab_w);
+      entry_offsets(job, slab, cn, offsets);
+      for (int64_t i = 0; i < rows; ++i)
+        runs[i] = {i * job.stride_h * slab.h, job.stride_w * slab.w, cols};
+      for (int64_t panel = first; panel < last; ++panel) {
+        const S* from = (const S*)job.dy + n * job.dys[0] + (g * job.K + panel * L) * job.dys[1];
+        for (int64_t i = 0; i < rows; ++i)
+          pack_panel<S>(dy + i * cols * L, from + (p0 + i) * job.dys[2] + q0 * job.dys[3], cols,
+                        job.dys[3], job.dys[1], min64(L, job.K - panel * L));
+        add_block(slab, offsets, entries, runs, rows, dy, sums + (panel - first) * entries * L);
+      }
+    }
+    for (int64_t panel = first; panel < last; ++panel)
+      write_weight_grad<S>(job, g, panel * L, min64(L, job.K - panel * L), c0, cn, !b.planar,
+                           sums + (panel - first) * entries * L);
+  }
+}
+
+// db[k] = sum over n, p, q of dy[n, k, p, q]; rows are summed in vectors, rows in double.
+template <class S>
+inline void bias_grad_run(const View& dy, void* db, int64_t begin, int64_t end) {
+  for (int64_t k = begin; k < end; ++k) {
+    double total = 0;
+    for (int64_t n = 0; n < dy.size[0]; ++n)
+      for (int64_t p = 0; p < dy.size[2]; ++p) {
+        const S* row =
+            (const S*)dy.data + n * dy.stride[0] + k * dy.stride[1] + p * dy.stride[2];
+        Compute<S> part[8] = {};
+        int64_t q = 0;
+        for (; q + 8 <= dy.size[3]; q += 8)
+          for (int i = 0; i < 8; ++i) part[i] += widen(row[(q + i) * dy.stride[3]]);
+        for (; q < dy.size[3]; ++q) part[0] += widen(row[q * dy.stride[3]]);
+        for (int i = 0; i < 8; ++i) total += part[i];
+      }
+    ((S*)db)[k] = Narrow<S>::from((Compute<S>)total);
+  }
+}
+
+}  // namespace fastconv::FASTCONV_NS

@@ -1,0 +1,79 @@
+// What torch ops cannot carry, by pybind11: build facts, the processor, the plan.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+
+#include "cpu/cpu.h"
+#include "plan.h"
+
+namespace py = pybind11;
+
+namespace fastconv {
+namespace {
+
+using Sizes = std::vector<int64_t>;
+
+ConvProblem problem(const Sizes& input, const Sizes& weight, const Sizes& window) {
+  if (input.size() != 4 || weight.size() != 4 || window.size() != 9)
+    throw std::invalid_argument("expected 4 input sizes, 4 weight sizes and 9 window numbers");
+  return make_conv_problem(input.data(), weight.data(),
+                           {window[0], window[1], window[2], window[3], window[4], window[5],
+                            window[6], window[7], window[8], 0},
+                           DType::f32);
+}
+
+std::pair<int64_t, int64_t> output_size(const Sizes& input, const Sizes& weight,
+                                        const Sizes& window) {
+  const ConvProblem p = problem(input, weight, window);
+  return {p.P, p.Q};
+}
+
+std::vector<std::pair<std::string, std::string>> explain_rows(const Sizes& input,
+                                                              const Sizes& weight,
+                                                              const Sizes& window, int direction,
+                                                              int backend) {
+  std::vector<std::pair<std::string, std::string>> rows;
+  for (const Candidate& c : explain(problem(input, weight, window),
+                                    {static_cast<Backend>(backend)},
+                                    static_cast<Direction>(direction)))
+    rows.emplace_back(c.row->name, c.refusal ? c.refusal : "");
+  return rows;
+}
+
+std::vector<std::string> algorithms() {
+  std::vector<std::string> names;
+  for (const PlanRow& row : plan_table()) names.push_back(row.name);
+  return names;
+}
+
+// GFLOP/s of independent FMAs on this core, best of repeated bursts within `seconds`.
+double fma_peak_gflops(double seconds) {
+  using clock = std::chrono::steady_clock;
+  double best = 0;
+  const auto end = clock::now() + std::chrono::duration<double>(seconds);
+  do {
+    const auto start = clock::now();
+    const double flops = cpu_kernels().fma_peak(200000);
+    const double taken = std::chrono::duration<double>(clock::now() - start).count();
+    if (flops / taken > best) best = flops / taken;
+  } while (clock::now() < end);
+  return best * 1e-9;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "fastconv's native module: importing it registers torch.ops.fastconv";
+  m.attr("cuda") = false;
+  m.attr("compiler") = __VERSION__;
+  m.def("cpu_isa", [] { return std::string(cpu_kernels().isa); });
+  m.def("cpu_isas", &cpu_isas);
+  m.def("set_cpu_isa", &set_cpu_isa);
+  m.def("conv_output_size", &output_size);
+  m.def("explain", &explain_rows);
+  m.def("algorithms", &algorithms);
+  m.def("fma_peak_gflops", &fma_peak_gflops, py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace fastconv

@@ -1,0 +1,52 @@
+#include "plan.h"
+
+#include "error.h"
+
+namespace fastconv {
+
+namespace {
+
+const char* refuse_conv1x1(const ConvProblem& p, const Capabilities&, Direction) {
+  if (p.R != 1 || p.S != 1) return "the kernel is larger than 1x1";
+  if (p.pad_t || p.pad_l || p.pad_b || p.pad_r) return "a padded 1x1 reads outside the input";
+  if (p.G != 1) return "groups split the GEMM";
+  return nullptr;
+}
+
+const char* refuse_depthwise(const ConvProblem& p, const Capabilities&, Direction direction) {
+  if (p.C != p.G) return "more than one input channel per group";
+  if (p.G == 1) return "a single group has no channels to run side by side";
+  if (direction == Direction::input_grad && p.K != p.G)
+    return "several output channels per group are summed: the direct kernel does that";
+  return nullptr;
+}
+
+const char* refuse_direct(const ConvProblem&, const Capabilities&, Direction) { return nullptr; }
+
+}  // namespace
+
+// Ordered: the first row that does not refuse is the plan. The last takes everything.
+const std::vector<PlanRow>& plan_table() {
+  static const std::vector<PlanRow> table = {
+      {"conv1x1", Backend::cpu, Algorithm::conv1x1, refuse_conv1x1},
+      {"depthwise", Backend::cpu, Algorithm::depthwise, refuse_depthwise},
+      {"direct", Backend::cpu, Algorithm::direct, refuse_direct},
+  };
+  return table;
+}
+
+const PlanRow& plan(const ConvProblem& problem, const Capabilities& caps, Direction direction) {
+  for (const PlanRow& row : plan_table())
+    if (row.backend == caps.backend && !row.refuse(problem, caps, direction)) return row;
+  fail("fastconv: no algorithm of this backend takes the problem");
+}
+
+std::vector<Candidate> explain(const ConvProblem& problem, const Capabilities& caps,
+                               Direction direction) {
+  std::vector<Candidate> rows;
+  for (const PlanRow& row : plan_table())
+    if (row.backend == caps.backend) rows.push_back({&row, row.refuse(problem, caps, direction)});
+  return rows;
+}
+
+}  // namespace fastconv

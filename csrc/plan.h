@@ -1,0 +1,39 @@
+// The choice of an algorithm: pure, problem and capabilities in, plan out.
+#pragma once
+#include <vector>
+
+#include "problem.h"
+
+namespace fastconv {
+
+enum class Backend : int32_t { cpu = 0, cuda = 1 };
+
+struct Capabilities {
+  Backend backend;
+};
+
+enum class Algorithm : int32_t { conv1x1, depthwise, direct };
+
+struct PlanRow {
+  const char* name;
+  Backend backend;
+  Algorithm algorithm;
+  // Null where the row takes the problem, else the reason, in words.
+  const char* (*refuse)(const ConvProblem&, const Capabilities&, Direction);
+};
+
+struct Candidate {
+  const PlanRow* row;
+  const char* refusal;  // null: this row runs
+};
+
+const std::vector<PlanRow>& plan_table();
+
+// The first row that takes the problem; throws where none does.
+const PlanRow& plan(const ConvProblem& problem, const Capabilities& caps, Direction direction);
+
+// Every row of the backend up to and past the chosen one, with its refusal.
+std::vector<Candidate> explain(const ConvProblem& problem, const Capabilities& caps,
+                               Direction direction);
+
+}  // namespace fastconv

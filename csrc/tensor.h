@@ -1,0 +1,113 @@
+// Tensors at the torch side of an op: views, outputs and threads over torch's stable ABI.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+
+#include "error.h"
+#include "problem.h"
+
+namespace fastconv {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+inline DType dtype_of(const Tensor& t, const char* op) {
+  int32_t code;
+  aoti_torch_get_dtype(t.get(), &code);
+  if (code == aoti_torch_dtype_float32()) return DType::f32;
+  if (code == aoti_torch_dtype_float64()) return DType::f64;
+  if (code == aoti_torch_dtype_bfloat16()) return DType::bf16;
+  if (code == aoti_torch_dtype_float16()) return DType::f16;
+  fail(op, ": expected a float32, float64, bfloat16 or float16 tensor; other dtypes are not supported");
+}
+
+inline const char* name_of(DType d) {
+  const char* names[] = {"float32", "float64", "bfloat16", "float16"};
+  return names[static_cast<int>(d)];
+}
+
+inline int32_t torch_dtype(DType d) {
+  switch (d) {
+    case DType::f32: return aoti_torch_dtype_float32();
+    case DType::f64: return aoti_torch_dtype_float64();
+    case DType::bf16: return aoti_torch_dtype_bfloat16();
+    default: return aoti_torch_dtype_float16();
+  }
+}
+
+inline View view_of(const Tensor& t, const char* op, const char* argument) {
+  check(t.dim() == 4, op, ": expected ", argument, " to have 4 dimensions, got ", t.dim());
+  View v;
+  v.data = const_cast<void*>(t.const_data_ptr());
+  const auto sizes = t.sizes(), strides = t.strides();
+  for (int i = 0; i < 4; ++i) v.size[i] = sizes[i], v.stride[i] = strides[i];
+  return v;
+}
+
+// torch's rule for "this tensor is channels_last": strides in the order C, W, H, N. An ambiguous
+// one (a single channel, say) counts as contiguous where its batch stride equals its channel's.
+inline bool channels_last(const View& v) {
+  if (v.stride[1] == 0) return false;
+  int64_t least = 0;
+  for (int d : {1, 3, 2, 0}) {
+    if (v.size[d] == 0 || v.stride[d] < least) return false;
+    if (d == 0 && least == v.stride[1]) return false;
+    least = v.stride[d] * (v.size[d] > 1 ? v.size[d] : 1);
+  }
+  return true;
+}
+
+inline void dense_strides(const int64_t size[4], bool channels_last, int64_t stride[4]) {
+  const int nchw[] = {3, 2, 1, 0}, nhwc[] = {1, 3, 2, 0};
+  int64_t next = 1;
+  for (int d : {0, 1, 2, 3}) {
+    const int axis = (channels_last ? nhwc : nchw)[d];
+    stride[axis] = next;
+    next *= size[axis] > 1 ? size[axis] : 1;
+  }
+}
+
+// An uninitialised dense tensor of 4 dimensions; 0.3 us, where stable::new_empty takes 1.2.
+inline Tensor empty4(const Tensor& like, const int64_t size[4], bool channels_last, int32_t dtype) {
+  int64_t stride[4];
+  dense_strides(size, channels_last, stride);
+  int32_t device_type, device_index;
+  aoti_torch_get_device_type(like.get(), &device_type);
+  aoti_torch_get_device_index(like.get(), &device_index);
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(4, size, stride, dtype, device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
+inline Tensor empty4(const Tensor& like, const int64_t size[4], bool channels_last, DType dtype) {
+  return empty4(like, size, channels_last, torch_dtype(dtype));
+}
+
+inline void check_same(const Tensor& a, const char* name_a, const Tensor& b, const char* name_b,
+                       const char* op) {
+  const DType da = dtype_of(a, op), db = dtype_of(b, op);
+  check(da == db, op, ": ", name_a, " is ", name_of(da), " but ", name_b, " is ", name_of(db),
+        "; they must have the same dtype");
+  int32_t ta, tb, ia, ib;
+  aoti_torch_get_device_type(a.get(), &ta);
+  aoti_torch_get_device_type(b.get(), &tb);
+  aoti_torch_get_device_index(a.get(), &ia);
+  aoti_torch_get_device_index(b.get(), &ib);
+  check(ta == tb && ia == ib, op, ": ", name_a, " and ", name_b, " are on different devices");
+}
+
+// Tasks [0, n) in one parallel region; serial where the whole work is under about 50 us.
+template <class F>
+void parallel_tasks(int64_t n, double flops, const F& f) {
+  if (n <= 0) return;
+  if (n == 1 || flops < 2e6)
+    f(int64_t{0}, n);
+  else
+    torch::stable::parallel_for(0, n, 1, f);
+}
+
+}  // namespace fastconv

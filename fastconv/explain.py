@@ -1,0 +1,119 @@
+"""What runs for a problem and why; what was built; what the processor offers."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from . import _C
+from .ops.sizes import conv_padding, pair
+
+DIRECTIONS = ("forward", "input_grad", "weight_grad")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row of the planner's table: `refusal` is None where the row takes the problem."""
+
+    algorithm: str
+    refusal: str | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The planner's answer; `str()` is a table."""
+
+    problem: str
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm that runs: the first that does not refuse."""
+        return next(c.algorithm for c in self.candidates if c.refusal is None)
+
+    def __str__(self) -> str:
+        lines = [self.problem]
+        chosen = self.algorithm
+        for c in self.candidates:
+            mark = "->" if c.algorithm == chosen else "  "
+            reason = "runs" if c.algorithm == chosen else c.refusal or "would run; comes later"
+            lines.append(f" {mark} {c.algorithm:<12} {reason}")
+        return "\n".join(lines)
+
+
+def _sizes(value: torch.Tensor | Sequence[int], name: str) -> list[int]:
+    sizes = list(value.shape) if isinstance(value, torch.Tensor) else list(value)
+    if name == "input" and len(sizes) == 3:
+        sizes = [1, *sizes]
+    if len(sizes) != 4:
+        raise ValueError(f"{name} must be a tensor or have 4 sizes, got {sizes}")
+    return sizes
+
+
+def explain(
+    input: torch.Tensor | Sequence[int],
+    weight: torch.Tensor | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    direction: str = "forward",
+) -> Explanation:
+    """Which algorithm runs for a convolution, and why each other one refused.
+
+    Args:
+        input, weight: tensors or their sizes, (N, C, H, W) and (K, C / groups, R, S).
+        direction: "forward", "input_grad" or "weight_grad".
+
+    Raises:
+        ValueError: an unknown direction. RuntimeError: sizes that do not fit.
+
+    >>> print(explain((1, 64, 56, 48), (64, 64, 1, 1)))  # doctest: +SKIP
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}")
+    x, w = _sizes(input, "input"), _sizes(weight, "weight")
+    stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
+    pads = conv_padding(padding, (w[2], w[3]), stride, dilation)
+    rows = _C.explain(x, w, [*stride, *pads, *dilation, groups], DIRECTIONS.index(direction), 0)
+    return Explanation(
+        f"conv2d {direction}: input {x}, weight {w}, stride {stride}, padding {pads}, "
+        f"dilation {dilation}, groups {groups}",
+        tuple(Candidate(name, refusal or None) for name, refusal in rows),
+    )
+
+
+def build_info() -> dict[str, str]:
+    """What this build holds."""
+    return {
+        "C++ compiler": _C.compiler,
+        "CPU instruction sets": _C.cpu_isas(),
+        "algorithms (CPU)": " ".join(_C.algorithms()),
+        "CUDA": "yes" if _C.cuda else "no: this version has no CUDA kernels",
+        "Triton": "no: this version has no Triton kernels",
+    }
+
+
+def cpu_info() -> dict[str, str]:
+    """The processor, and what fastconv uses of it."""
+    return {
+        "processor": processor_name(),
+        "instruction set in use": _C.cpu_isa(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def processor_name() -> str:
+    """The processor's model name, or the machine type where the system does not tell."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

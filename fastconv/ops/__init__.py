@@ -1,0 +1,16 @@
+"""The ops' Python faces, one file each."""
+
+from .add import residual_add
+from .conv import conv1x1, conv2d, convolve2d
+from .pool import adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, max_pool2d
+
+__all__ = [
+    "adaptive_avg_pool2d",
+    "avg_pool2d",
+    "conv1x1",
+    "conv2d",
+    "convolve2d",
+    "global_avg_pool2d",
+    "max_pool2d",
+    "residual_add",
+]

@@ -1,0 +1,90 @@
+"""How an op of the native module gets gradients, fake kernels and vmap.
+
+Every op is defined twice in csrc/ops.cpp: NAME, whose Autograd kernel is registered here, and
+NAME_raw, which falls through it. Eager code calls the twin, or one `autograd.Function` over it;
+traced graphs reach NAME and keep the twin. This costs 12 us with gradients where
+`torch.library.register_autograd` costs 35.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd import Function, forward_ad
+
+from .. import _C  # noqa: F401  registers torch.ops.fastconv
+
+_library = torch.library.Library("fastconv", "IMPL")
+
+Save = Callable[[Any, tuple, Any], None]
+Backward = Callable[..., Any]
+
+
+def _functions(raw: Any, save: Save, backward: Backward, name: str) -> tuple[type, type]:
+    class Eager(Function):
+        @staticmethod
+        def forward(ctx, *args):
+            output = raw(*args)
+            save(ctx, args, output)
+            return output
+
+    class Transformed(Function):  # torch.func's transforms need setup_context
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*args):
+            return raw(*args)
+
+        setup_context = staticmethod(save)
+
+    for function in (Eager, Transformed):
+        function.backward = staticmethod(backward)
+        function.__name__ = function.__qualname__ = name
+    return Eager, Transformed
+
+
+class Op:
+    """A differentiable op: call it with exactly the arguments of its schema."""
+
+    def __init__(
+        self,
+        name: str,
+        fake: Callable,
+        vmap: Callable | None = None,
+        save: Save | None = None,
+        backward: Backward | None = None,
+    ) -> None:
+        self.name = name
+        self.public = getattr(torch.ops.fastconv, name).default
+        self.raw = getattr(torch.ops.fastconv, name + "_raw").default
+        self.eager = self.transformed = None
+        if backward is not None:
+            self.eager, self.transformed = _functions(self.raw, save, backward, name)
+        _library.impl(name + "_raw", torch.library.fallthrough_kernel, "Autograd")
+        _library.impl(name, self._autograd_kernel, "Autograd")
+        for each in (f"fastconv::{name}", f"fastconv::{name}_raw"):
+            torch.library.register_fake(each, fake)
+            if vmap is not None:
+                torch.library.register_vmap(each, vmap)
+
+    def _needs_grad(self, args: tuple) -> bool:
+        return torch.is_grad_enabled() and any(
+            isinstance(a, torch.Tensor) and a.requires_grad for a in args
+        )
+
+    def _autograd_kernel(self, *args):
+        if self.eager is not None and self._needs_grad(args):
+            return self.eager.apply(*args)
+        return self.raw(*args)
+
+    def __call__(self, *args):
+        if torch.compiler.is_compiling():
+            return self.public(*args)
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return self.public(*args) if self.transformed is None else self.transformed.apply(*args)
+        # A dual tensor goes through the Function, which says that forward mode is not supported.
+        if self.eager is not None and (self._needs_grad(args) or forward_ad._current_level >= 0):
+            return self.eager.apply(*args)
+        return self.raw(*args)
