@@ -1,0 +1,117 @@
+// All kernels of one ISA, as a table. An ISA file defines FASTCONV_NS, FASTCONV_BYTES and
+// FASTCONV_ISA_NAME, includes this and nothing else.
+#include "blocking.h"
+#include "jobs.h"
+#include "simd.h"
+// in this order:
+#include "epilogue.h"
+#include "tile.inl"
+#include "slab.inl"
+#include "pack.inl"
+#include "store.inl"
+#include "conv_direct.inl"
+#include "weight_grad.inl"
+#include "depthwise.inl"
+#include "pool.inl"
+#include "pool_grad.inl"
+#include "add.inl"
+
+namespace fastconv::FASTCONV_NS {
+
+// Calls the instance of a kernel for the job's storage type.
+#define FASTCONV_BY_DTYPE(dtype, call)                    \
+  switch (dtype) {                                        \
+    case DType::f32: { typedef float S; return call; }    \
+    case DType::f64: { typedef double S; return call; }   \
+    case DType::bf16: { typedef bf16 S; return call; }    \
+    default: { typedef f16 S; return call; }              \
+  }
+
+static int64_t packed_size(const TapConv& j) {
+  FASTCONV_BY_DTYPE(j.dtype, conv_packed_size<Compute<S>>(j))
+}
+static void pack(const TapConv& j, const Blocking& b, void* to, int64_t begin, int64_t end) {
+  FASTCONV_BY_DTYPE(j.dtype, conv_pack<S>(j, b, to, begin, end))
+}
+static int64_t scratch(const TapConv& j, const Blocking& b) {
+  FASTCONV_BY_DTYPE(j.dtype, conv_scratch<Compute<S>>(j, b).total)
+}
+static void run(const TapConv& j, const Blocking& b, const void* packed, void* scratch,
+                int64_t begin, int64_t end) {
+  FASTCONV_BY_DTYPE(j.dtype, conv_run<S>(j, b, packed, scratch, begin, end))
+}
+static int64_t dw_scratch(const TapConv& j) {
+  FASTCONV_BY_DTYPE(j.dtype, depthwise_scratch<S>(j))
+}
+static void dw_run(const TapConv& j, void* scratch, int64_t begin, int64_t end) {
+  FASTCONV_BY_DTYPE(j.dtype, depthwise_run<S>(j, scratch, begin, end))
+}
+static int64_t wg_scratch(const WeightGrad& j, const Blocking& b) {
+  FASTCONV_BY_DTYPE(j.dtype, weight_grad_scratch<Compute<S>>(j, b).total)
+}
+static void wg_run(const WeightGrad& j, const Blocking& b, void* scratch, int64_t begin,
+                   int64_t end) {
+  FASTCONV_BY_DTYPE(j.dtype, weight_grad_run<S>(j, b, scratch, begin, end))
+}
+static int64_t dwg_scratch(const WeightGrad& j) {
+  FASTCONV_BY_DTYPE(j.dtype, depthwise_weight_grad_scratch<S>(j))
+}
+static void dwg_run(const WeightGrad& j, void* scratch, int64_t begin, int64_t end) {
+  FASTCONV_BY_DTYPE(j.dtype, depthwise_weight_grad_run<S>(j, scratch, begin, end))
+}
+static void bg_run(const View& dy, DType dtype, void* db, int64_t begin, int64_t end) {
+  FASTCONV_BY_DTYPE(dtype, bias_grad_run<S>(dy, db, begin, end))
+}
+static int64_t pl_scratch(const PoolJob& j) {
+  FASTCONV_BY_DTYPE(j.p.dtype, pool_scratch<S>(j))
+}
+static void mp_run(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
+  FASTCONV_BY_DTYPE(j.p.dtype, max_pool_run<S>(j, scratch, begin, end))
+}
+static void mpg_run(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
+  FASTCONV_BY_DTYPE(j.p.dtype, max_pool_grad_run<S>(j, scratch, begin, end))
+}
+static void gather_run(const PoolJob& j, int64_t begin, int64_t end) {
+  FASTCONV_BY_DTYPE(j.p.dtype, max_pool_gather_run<S>(j, begin, end))
+}
+static void ap_run(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
+  FASTCONV_BY_DTYPE(j.p.dtype, avg_pool_run<S>(j, scratch, begin, end))
+}
+static void apg_run(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
+  FASTCONV_BY_DTYPE(j.p.dtype, avg_pool_grad_run<S>(j, scratch, begin, end))
+}
+static void pr_run(const PairJob& j, int64_t begin, int64_t end) {
+  FASTCONV_BY_DTYPE(j.dtype, pair_run<S>(j, begin, end))
+}
+
+}  // namespace fastconv::FASTCONV_NS
+
+namespace fastconv {
+
+extern const KernelTable FASTCONV_TABLE;
+const KernelTable FASTCONV_TABLE = {
+    FASTCONV_ISA_NAME,
+    FASTCONV_NS::kPanel<float>,
+    FASTCONV_NS::kPanel<double>,
+    FASTCONV_NS::packed_size,
+    FASTCONV_NS::pack,
+    FASTCONV_NS::scratch,
+    FASTCONV_NS::run,
+    FASTCONV_NS::dw_scratch,
+    FASTCONV_NS::dw_run,
+    FASTCONV_NS::wg_scratch,
+    FASTCONV_NS::wg_run,
+    FASTCONV_NS::dwg_scratch,
+    FASTCONV_NS::dwg_run,
+    FASTCONV_NS::bg_run,
+    FASTCONV_NS::fma_peak,
+    FASTCONV_NS::pl_scratch,
+    FASTCONV_NS::mp_run,
+    FASTCONV_NS::mpg_run,
+    FASTCONV_NS::gather_run,
+    FASTCONV_NS::ap_run,
+    FASTCONV_NS::apg_run,
+    FASTCONV_NS::pr_run,
+};
+
+}  // namespace fastconv

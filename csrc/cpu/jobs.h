@@ -1,0 +1,131 @@
+// What a CPU kernel is given: pointers, strides and blocking, as PODs (no torch, no STL header).
+//
+// Forward convolution and each stride phase of the input gradient are one thing, a TapConv: every
+// output (p, q) sums taps read at (p * stride_h + rows.offset(i), q * stride_w + cols.offset(j)).
+#pragma once
+#include "../pool_problem.h"
+#include "../problem.h"
+
+namespace fastconv {
+
+// The taps of a kernel along one axis, an arithmetic progression in position and in weight index.
+struct TapAxis {
+  int64_t count;        // may be 0 in a phase of the input gradient
+  int64_t index, index_step;    // weight row (column) of tap i: index + i * index_step
+  int64_t offset, offset_step;  // input position of tap i relative to p * stride; offset_step >= 0
+};
+
+struct TapConv {
+  int64_t N, G, C, K;  // C, K: channels per group
+  int64_t H, W, P, Q;
+  int64_t stride_h, stride_w;
+  TapAxis rows, cols;
+  DType dtype;
+  Activation activation;
+  const void* x;   // [N, G * C, H, W]
+  int64_t xs[4];
+  const void* w;   // element (g, k, c, r, s) at g * ws[0] + k * ws[1] + c * ws[2] + ...
+  int64_t ws[5];
+  const void* bias;      // [G * K], stride bias_s; may be null
+  int64_t bias_s;
+  const void* residual;  // [N, G * K, P, Q]; may be null
+  int64_t rs[4];
+  void* y;               // [N, G * K, P, Q]
+  int64_t ys[4];
+};
+
+struct WeightGrad {
+  int64_t N, G, C, K;  // C, K: channels per group
+  int64_t H, W, P, Q;
+  int64_t stride_h, stride_w;
+  TapAxis rows, cols;
+  DType dtype;
+  const void* x;   // [N, G * C, H, W]
+  int64_t xs[4];
+  const void* dy;  // [N, G * K, P, Q]
+  int64_t dys[4];
+  void* dw;        // element (g, k, c, r, s), strides as TapConv::ws
+  int64_t ws[5];
+};
+
+// How a TapConv or WeightGrad is cut; chosen by blocking.h.
+struct Blocking {
+  int64_t rows, cols;      // output block
+  int64_t chunk;           // input channels whose weights stay in L1 (forward), or per task (dw)
+  int64_t panels;          // panels of output channels per task
+  int64_t row_blocks, col_blocks, panel_blocks, chunk_blocks;
+  int64_t tasks;
+  bool planar;             // slab layout: [c][row][col], else [row][col][c]
+};
+
+// What a max pooling says about the place of each maximum.
+enum class IndexType : int32_t {
+  none,
+  window8,   // uint8 r * S + s
+  window32,  // int32 r * S + s
+  flat64,    // int64 h * W + w
+};
+
+// Pooling and its gradients: x is the input's side, y the output's.
+struct PoolJob {
+  PoolProblem p;
+  View x, y;
+  View index;  // y's size; data may be null
+  IndexType index_type;
+  bool max, grad;
+};
+
+// Vectors along channels where every operand has them next to each other; one plane at a time
+// otherwise. Tasks: (image, row of the result), or (image, channel).
+static inline bool pool_channels(const PoolJob& j) {
+  return j.x.stride[1] == 1 && j.y.stride[1] == 1 && j.p.C > 1 &&
+         (j.index_type == IndexType::none || j.index.stride[1] == 1);
+}
+
+// out = activation(a + b), or the gradient of the activation: a at the output b.
+struct PairJob {
+  View a, b, out;  // one size
+  DType dtype;
+  Activation activation;
+  bool grad;
+  bool dense;  // the same dense strides: elements [0, total) in memory order
+  int64_t total;
+};
+constexpr int64_t kPairBlock = 16384;  // elements of a task where dense; else a task is (n, c or h)
+
+// Packed weights of a TapConv in elements of the arithmetic type; scratch of one thread in bytes.
+struct KernelTable {
+  const char* isa;
+  int panel_f32, panel_f64;  // output channels of a register tile
+
+  int64_t (*conv_packed_size)(const TapConv&);
+  void (*conv_pack)(const TapConv&, const Blocking&, void* packed, int64_t begin, int64_t end);
+  int64_t (*conv_scratch)(const TapConv&, const Blocking&);
+  void (*conv_run)(const TapConv&, const Blocking&, const void* packed, void* scratch,
+                   int64_t begin, int64_t end);
+
+  int64_t (*depthwise_scratch)(const TapConv&);
+  void (*depthwise_run)(const TapConv&, void* scratch, int64_t begin, int64_t end);
+
+  int64_t (*weight_grad_scratch)(const WeightGrad&, const Blocking&);
+  void (*weight_grad_run)(const WeightGrad&, const Blocking&, void* scratch, int64_t begin,
+                          int64_t end);
+  int64_t (*depthwise_weight_grad_scratch)(const WeightGrad&);
+  void (*depthwise_weight_grad_run)(const WeightGrad&, void* scratch, int64_t begin, int64_t end);
+
+  // db[k] = sum over n, p, q of dy, for k in [begin, end).
+  void (*bias_grad_run)(const View& dy, DType dtype, void* db, int64_t begin, int64_t end);
+
+  double (*fma_peak)(int64_t iterations);  // FLOPs done, for calibration
+
+  int64_t (*pool_scratch)(const PoolJob&);
+  void (*max_pool_run)(const PoolJob&, void* scratch, int64_t begin, int64_t end);
+  void (*max_pool_grad_run)(const PoolJob&, void* scratch, int64_t begin, int64_t end);
+  void (*max_pool_gather_run)(const PoolJob&, int64_t begin, int64_t end);
+  void (*avg_pool_run)(const PoolJob&, void* scratch, int64_t begin, int64_t end);
+  void (*avg_pool_grad_run)(const PoolJob&, void* scratch, int64_t begin, int64_t end);
+
+  void (*pair_run)(const PairJob&, int64_t begin, int64_t end);
+};
+
+}  // namespace fastconv
