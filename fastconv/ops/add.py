@@ -1,0 +1,143 @@
+"""Residual add, and the gradient of an activation at its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .registry import Op
+from .sizes import activation_code, batched, check, empty
+
+
+def residual_add(input: Tensor, shortcut: Tensor, activation: str | None = None) -> Tensor:
+    """The foot of a residual block: y = act(input + shortcut).
+
+    Args:
+        input, shortcut: (N, C, H, W) or (C, H, W), of one size and dtype, any strides. Under
+            autocast the narrower dtype is widened.
+        activation: None, "relu" or "sigmoid".
+
+    Returns:
+        The sum, in the memory format of `input`.
+
+    Raises:
+        RuntimeError: sizes, dtypes or devices that differ. ValueError: an unknown activation.
+
+    Source: He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", 2015.
+    """
+    code = activation_code(activation)
+    _check_sizes("residual_add", input=input, shortcut=shortcut)
+    if input.dtype != shortcut.dtype and torch.is_autocast_enabled(input.device.type):
+        dtype = torch.promote_types(input.dtype, shortcut.dtype)
+        input, shortcut = input.to(dtype), shortcut.to(dtype)
+    input, added = batched(input, "residual_add")
+    if not added:
+        return _residual_add(input, shortcut, code)
+    return _residual_add(input, shortcut.unsqueeze(0), code).squeeze(0)
+
+
+def activation_grad(grad: Tensor, output: Tensor, activation: int) -> Tensor:
+    """The gradient of the activation whose result is `output`; twice differentiable.
+
+    dz = dy where y > 0 or y is NaN, else 0 (relu, code 1); dz = dy * y * (1 - y) (sigmoid, code 2).
+    """
+    return _activation_grad(grad, output, activation)
+
+
+def fold_batch(op: Callable) -> Callable:
+    """A vmap rule: the mapped axis of every tensor argument joins the batch."""
+
+    def fold(t: Tensor, dim: int | None, size: int) -> Tensor:
+        t = t.unsqueeze(0).expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+        return t.flatten(0, 1)
+
+    def rule(info, in_dims, *args):
+        size = info.batch_size
+        folded = [
+            fold(a, dim, size) if isinstance(a, Tensor) else a
+            for a, dim in zip(args, in_dims, strict=True)
+        ]
+        output = op(*folded)
+        if isinstance(output, Tensor):
+            return output.unflatten(0, (size, output.shape[0] // size)), 0
+        return tuple(y.unflatten(0, (size, y.shape[0] // size)) for y in output), (0,) * len(output)
+
+    return rule
+
+
+# --- fake kernels -------------------------------------------------------------------------------
+
+
+def _check_sizes(op: str, **operands: Tensor) -> None:
+    (name_a, a), (name_b, b) = operands.items()
+    check(
+        a.dim() == b.dim() and all(i == k for i, k in zip(a.shape, b.shape, strict=True)),
+        lambda: f"{op}: {name_a} of size {list(a.shape)} and {name_b} of size {list(b.shape)} "
+        "must have the same size",
+    )
+
+
+def _fake(op: str, layout: int, **operands: Tensor) -> Tensor:
+    _check_sizes(op, **operands)
+    (name_a, a), (name_b, b) = operands.items()
+    check(
+        a.dtype == b.dtype,
+        lambda: f"{op}: {name_a} is {a.dtype} but {name_b} is {b.dtype}; they must have the same "
+        "dtype",
+    )
+    return empty((a, b)[layout], a.shape)
+
+
+def _residual_add_fake(input, shortcut, activation):
+    return _fake("residual_add", 0, input=input, shortcut=shortcut)
+
+
+def _activation_grad_fake(grad, output, activation):
+    return _fake("activation_grad", 1, grad=grad, output=output)
+
+
+# --- gradients ----------------------------------------------------------------------------------
+
+
+def _residual_add_save(ctx, inputs, output):
+    ctx.activation = inputs[2]
+    ctx.save_for_backward(output if ctx.activation else None)
+
+
+def _residual_add_backward(ctx, grad):
+    (output,) = ctx.saved_tensors
+    dz = activation_grad(grad, output, ctx.activation) if ctx.activation else grad
+    return dz, dz, None
+
+
+def _activation_grad_save(ctx, inputs, output):
+    grad, y, ctx.activation = inputs
+    ctx.save_for_backward(grad, y)
+
+
+def _activation_grad_backward(ctx, grad_dz):
+    grad, y = ctx.saved_tensors
+    d_grad = d_output = None
+    if ctx.needs_input_grad[0]:
+        d_grad = activation_grad(grad_dz, y, ctx.activation)
+    if ctx.needs_input_grad[1] and ctx.activation == 2:
+        d_output = grad_dz * grad * (1 - 2 * y)
+    return d_grad, d_output, None
+
+
+_residual_add = Op(
+    "residual_add",
+    _residual_add_fake,
+    fold_batch(lambda *args: _residual_add(*args)),
+    _residual_add_save,
+    _residual_add_backward,
+)
+_activation_grad = Op(
+    "activation_grad",
+    _activation_grad_fake,
+    fold_batch(lambda *args: _activation_grad(*args)),
+    _activation_grad_save,
+    _activation_grad_backward,
+)
