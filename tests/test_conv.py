@@ -1,0 +1,361 @@
+"""Convolution and its gradients against float64, over dtypes, layouts, ISAs and settings."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastconv
+from fastconv import _C
+from fastconv.ops import conv as conv_ops
+from fastconv.testing.compare import assert_good
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# (N, C, H, W, K, R, S, stride, padding, dilation, groups): every algorithm row, panels that are
+# not full, tiles of every width, taps outside the image, phases of the input gradient without tap.
+CASES = {
+    "direct 3x3": (2, 5, 9, 13, 37, 3, 3, (1, 1), (1, 1), (1, 1), 1),
+    "direct planar chunks": (1, 33, 12, 17, 16, 3, 3, (1, 1), (1, 1), (1, 1), 1),
+    "direct many channels": (1, 130, 7, 6, 48, 3, 3, (1, 1), (1, 1), (1, 1), 1),
+    "stem": (1, 3, 31, 27, 20, 7, 5, (2, 3), (3, 2), (1, 1), 1),
+    "strided, dilated": (2, 6, 17, 19, 10, 3, 2, (3, 2), (2, 1), (2, 3), 1),
+    "stride past the kernel": (1, 4, 11, 14, 9, 1, 2, (3, 4), (0, 0), (1, 1), 1),
+    "one row": (3, 9, 1, 25, 8, 1, 3, (1, 1), (0, 1), (1, 1), 1),
+    "wide": (1, 2, 3, 450, 5, 3, 3, (1, 1), (1, 1), (1, 1), 1),
+    "grouped": (2, 12, 8, 11, 18, 3, 3, (1, 2), (1, 1), (1, 1), 3),
+    "1x1": (2, 19, 7, 9, 33, 1, 1, (1, 1), (0, 0), (1, 1), 1),
+    "1x1 strided": (2, 19, 7, 9, 33, 1, 1, (2, 3), (0, 0), (1, 1), 1),
+    "1x1 padded": (1, 4, 5, 6, 7, 1, 1, (2, 1), (1, 2), (1, 1), 1),
+    "depthwise": (2, 35, 9, 11, 35, 3, 3, (1, 1), (1, 1), (1, 1), 35),
+    "depthwise strided": (1, 18, 12, 23, 18, 5, 3, (2, 3), (2, 1), (1, 2), 18),
+    "depthwise multiplier": (2, 4, 9, 7, 12, 3, 2, (1, 2), (1, 0), (1, 1), 4),
+}
+LAYOUTS = {
+    "nchw": lambda t: t.contiguous(),
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "sliced": lambda t: torch.stack([t, t], -1).flatten(-2)[..., ::2],
+    "transposed": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
+}
+
+
+def make(case, dtype, layout="nchw", seed=0):
+    n, c, h, w, k, r, s, stride, padding, dilation, groups = case
+    g = torch.Generator().manual_seed(seed)
+    x, wt, b = (
+        torch.randn(size, generator=g, dtype=torch.float64).to(dtype)
+        for size in ((n, c, h, w), (k, c // groups, r, s), (k,))
+    )
+    return LAYOUTS[layout](x), wt, b, (stride, padding, dilation, groups)
+
+
+def gradients(function, x, w, b, window, dy):
+    x, w, b = (t.detach().clone(memory_format=torch.preserve_format) for t in (x, w, b))
+    for t in (x, w, b):
+        t.requires_grad_()
+    y = function(x, w, b, *window)
+    return (y.detach(), *torch.autograd.grad(y, (x, w, b), dy))
+
+
+def compare_all(case, dtype, layout):
+    x, w, b, window = make(case, dtype, layout)
+    truth = F.conv2d(x.double(), w.double(), b.double(), *window)
+    dy = torch.randn_like(truth).to(dtype)
+    exact = gradients(F.conv2d, x.double(), w.double(), b.double(), window, dy.double())
+    theirs = gradients(F.conv2d, x, w, b, window, dy)
+    ours = gradients(fastconv.conv2d, x, w, b, window, LAYOUTS[layout](dy))
+    for mine, reference, true in zip(ours, theirs, exact, strict=True):
+        assert mine.dtype == dtype
+        assert_good(mine, reference, true, dtype)
+
+
+@pytest.fixture(params=_C.cpu_isas().split())
+def isa(request):
+    """Every instruction set this processor runs, AVX-512's logic compiled for AVX2 among them."""
+    _C.set_cpu_isa(request.param)
+    yield request.param
+    _C.set_cpu_isa("")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES)
+def test_float32_in_every_layout(case, layout):
+    compare_all(CASES[case], torch.float32, layout)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ("nchw", "channels_last"))
+@pytest.mark.parametrize("case", CASES)
+def test_every_isa_and_dtype(case, layout, dtype, isa):
+    compare_all(CASES[case], dtype, layout)
+
+
+SIZES = st.integers(1, 3)
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(
+    n=SIZES, groups=st.integers(1, 3), cg=st.integers(1, 10), kg=st.integers(1, 20),
+    h=st.integers(1, 14), w=st.integers(1, 19), r=st.integers(1, 4), s=st.integers(1, 4),
+    sh=SIZES, sw=SIZES, ph=st.integers(0, 3), pw=st.integers(0, 3), dh=SIZES, dw=SIZES,
+    layout=st.sampled_from(sorted(LAYOUTS)),
+)  # fmt: skip
+def test_random_problems(n, groups, cg, kg, h, w, r, s, sh, sw, ph, pw, dh, dw, layout):
+    h, w = max(h, dh * (r - 1) + 1 - 2 * ph), max(w, dw * (s - 1) + 1 - 2 * pw)
+    case = (n, groups * cg, h, w, groups * kg, r, s, (sh, sw), (ph, pw), (dh, dw), groups)
+    compare_all(case, torch.float64, layout)
+    x, weight = torch.empty(case[:4], device="meta"), torch.empty(groups * kg, cg, r, s)
+    sizes = _C.conv_output_size(
+        list(x.shape), list(weight.shape), [sh, sw, ph, pw, ph, pw, dh, dw, groups]
+    )
+    fake = fastconv.conv2d(x, weight.to("meta"), None, (sh, sw), (ph, pw), (dh, dw), groups)
+    assert tuple(fake.shape[2:]) == tuple(sizes)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (2, 5), (4, 1)])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_padding_words(padding, kernel):
+    x, w = torch.randn(2, 4, 9, 12, dtype=torch.float64), torch.randn(6, 4, *kernel).double()
+    expected = F.conv2d(x, w, padding=padding, dilation=(1, 2))
+    actual = fastconv.conv2d(x, w, padding=padding, dilation=(1, 2))
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", ["direct 3x3", "1x1", "depthwise", "depthwise multiplier"])
+def test_fused_epilogue_and_its_gradients(case, layout, activation):
+    x, w, b, window = make(CASES[case], torch.float64)
+    residual = torch.randn_like(F.conv2d(x, w, b, *window))
+    functions = {None: lambda t: t, "relu": torch.relu, "sigmoid": torch.sigmoid}
+    inputs = [t.requires_grad_() for t in (x, w, b, LAYOUTS[layout](residual))]
+    expected = functions[activation](F.conv2d(x, w, b, *window) + inputs[3])
+    actual = fastconv.conv2d(x, w, b, *window, residual=inputs[3], activation=activation)
+    torch.testing.assert_close(actual, expected)
+    dy = torch.randn_like(expected)
+    for mine, theirs in zip(
+        torch.autograd.grad(actual, inputs, dy),
+        torch.autograd.grad(expected, inputs, dy),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_expanded_gradient_and_memory_format():
+    x = torch.randn(2, 6, 7, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = fastconv.conv2d(x, torch.randn(10, 6, 3, 3))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    x2 = x.detach().requires_grad_()
+    assert dx.shape == x2.shape and dx.isfinite().all()
+
+
+def test_conv1x1_convolve2d_and_unbatched_input():
+    x, w = torch.randn(5, 7, 9, dtype=torch.float64), torch.randn(8, 5, dtype=torch.float64)
+    expected = F.conv2d(x, w[:, :, None, None], stride=2)
+    torch.testing.assert_close(fastconv.conv1x1(x, w, stride=2), expected)
+    torch.testing.assert_close(fastconv.conv1x1(x, w[:, :, None, None], stride=2), expected)
+    k = torch.randn(3, 5, 2, 3, dtype=torch.float64)
+    torch.testing.assert_close(fastconv.convolve2d(x, k), F.conv2d(x, k.flip(2, 3)))
+
+
+def test_empty_batch_has_gradients():
+    x, w = torch.empty(0, 3, 5, 7, requires_grad=True), torch.randn(4, 3, 3, 3, requires_grad=True)
+    y = fastconv.conv2d(x, w)
+    assert y.shape == (0, 4, 3, 5)
+    y.sum().backward()
+    assert x.grad.shape == x.shape and (w.grad == 0).all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("layout", ("nchw", "channels_last"))
+@pytest.mark.parametrize("case", ["direct 3x3", "1x1", "depthwise", "depthwise strided"])
+def test_a_bad_value_reaches_the_outputs_that_read_it(case, layout, bad):
+    x, w, b, window = make(CASES[case], torch.float64, layout)
+    clean = fastconv.conv2d(x, w, b, *window)
+    x[0, 1, 3, 4] = bad
+    expected = F.conv2d(x, w, b, *window)
+    actual = fastconv.conv2d(x, w, b, *window)
+    assert torch.equal(actual.isfinite(), expected.isfinite())
+    assert torch.equal(actual[actual.isfinite()], clean[actual.isfinite()])
+
+
+def test_relu_keeps_nan():
+    x = torch.full((1, 1, 2, 3), float("nan"))
+    assert fastconv.conv2d(x, torch.ones(1, 1, 1, 1), activation="relu").isnan().all()
+
+
+def test_strides_beyond_32_bits():
+    # Views over one value: 2^31 elements and more to index, nothing to store.
+    x = torch.ones(1).expand(1, 1, 66000, 66000)
+    y = fastconv.conv2d(x, torch.ones(1, 1, 1, 3), stride=(30000, 30000))
+    assert y.shape == (1, 1, 3, 3) and (y == 3).all()
+
+
+def test_results_repeat_and_do_not_depend_on_threads():
+    x, w, b, window = make(CASES["direct many channels"], torch.float32)
+    dy = torch.randn_like(F.conv2d(x, w, b, *window))
+    before = torch.get_num_threads()
+    try:
+        runs = []
+        for threads in (1, 2, 3, 2):
+            torch.set_num_threads(threads)
+            runs.append(gradients(fastconv.conv2d, x, w, b, window, dy))
+    finally:
+        torch.set_num_threads(before)
+    for run in runs[1:]:
+        assert all(torch.equal(a, c) for a, c in zip(run, runs[0], strict=True))
+
+
+@pytest.mark.parametrize("case", ["direct 3x3", "grouped", "1x1 strided", "depthwise strided"])
+def test_gradcheck_twice(case):
+    n, c, h, w, k, r, s, stride, padding, dilation, groups = CASES[case]
+    small = (1, min(c, 2 * groups), 5, 6, min(k, 2 * groups), r, s, stride, padding, (1, 1), groups)
+    if groups == c:
+        small = (1, 3, 5, 6, 3, *small[5:10], 3)
+    x, wt, b, window = make(small, torch.float64)
+    inputs = [t.requires_grad_() for t in (x, wt, b)]
+
+    def function(x, w, b):
+        return fastconv.conv2d(x, w, b, *window, activation="sigmoid")
+
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+WINDOW = (2, 1, 1, 0, 1, 0, 1, 2, 1)
+
+
+@pytest.mark.parametrize("suffix", ["", "_raw"])
+def test_opcheck(suffix):
+    x, w = torch.randn(2, 3, 7, 9), torch.randn(4, 3, 3, 2)
+    if not suffix:
+        x.requires_grad_(), w.requires_grad_()
+    y = fastconv.conv2d(x, w, None, (2, 1), (1, 0), (1, 2)).detach()
+    get = lambda name: getattr(torch.ops.fastconv, name + suffix).default  # noqa: E731
+    calls = {
+        "conv2d": (x, w, torch.randn(4), torch.randn_like(y), *WINDOW, 1, 0),
+        "conv2d_input_grad": (y, w, 7, 9, *WINDOW, 0),
+        "conv2d_weight_grad": (x, y, 3, 2, *WINDOW, 0),
+        "conv2d_bias_grad": (y,),
+    }
+    for name, args in calls.items():
+        torch.library.opcheck(get(name), args)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_and_export(dynamic):
+    w, b = torch.randn(4, 3, 3, 3, requires_grad=True), torch.randn(4, requires_grad=True)
+
+    def function(x):
+        return fastconv.conv2d(x, w, b, padding="same", activation="relu")
+
+    x = torch.randn(2, 3, 8, 11, requires_grad=True)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    torch.testing.assert_close(compiled(x), function(x))
+    expected = torch.autograd.grad(function(x).sum(), (x, w, b))
+    actual = torch.autograd.grad(compiled(x).sum(), (x, w, b))
+    for mine, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    layer = fastconv.nn.Conv2d(3, 4, 3, padding=1)
+    program = torch.export.export(layer, (x.detach(),))
+    torch.testing.assert_close(program.module()(x.detach()), layer(x.detach()))
+
+
+@pytest.mark.parametrize(
+    "dims", [(0, None, None), (0, 0, 0), (None, 0, None), (3, 1, None), (None, None, 0)], ids=str
+)
+def test_vmap(dims):
+    size = 3
+    shapes = ((2, 4, 6, 5), (6, 2, 3, 2), (6,))
+    args = []
+    for shape, dim in zip(shapes, dims, strict=True):
+        full = list(shape)
+        if dim is not None:
+            full.insert(dim, size)
+        args.append(torch.randn(full, dtype=torch.float64))
+
+    def ours(x, w, b):
+        return fastconv.conv2d(x, w, b, groups=2, activation="relu")
+
+    def theirs(x, w, b):
+        return F.conv2d(x, w, b, groups=2).relu()
+
+    torch.testing.assert_close(torch.vmap(ours, dims)(*args), torch.vmap(theirs, dims)(*args))
+
+
+def test_func_grad_and_per_sample_gradients():
+    x, w = torch.randn(3, 2, 6, 5, dtype=torch.float64), torch.randn(4, 2, 3, 3).double()
+
+    def loss(function):
+        return lambda w, x: function(x[None], w).square().sum()
+
+    ours = torch.vmap(torch.func.grad(loss(fastconv.conv2d)), (None, 0))(w, x)
+    theirs = torch.vmap(torch.func.grad(loss(F.conv2d)), (None, 0))(w, x)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_forward_mode_says_that_it_is_not_supported():
+    x = torch.randn(1, 2, 5, 6)
+    with pytest.raises(NotImplementedError):
+        torch.func.jvp(lambda x: fastconv.conv2d(x, torch.randn(3, 2, 3, 3)), (x,), (x,))
+
+
+def test_autocast_takes_its_dtype_but_leaves_float64():
+    x, w = torch.randn(1, 2, 5, 6), torch.randn(3, 2, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fastconv.conv2d(x, w).dtype == torch.bfloat16
+        assert fastconv.conv2d(x.double(), w.double()).dtype == torch.float64
+
+
+def test_several_threads_at_once():
+    from concurrent.futures import ThreadPoolExecutor
+
+    problems = [make(case, torch.float32, seed=i) for i, case in enumerate(CASES.values())]
+    alone = [fastconv.conv2d(x, w, b, *window) for x, w, b, window in problems]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda p: fastconv.conv2d(*p[:3], *p[3]), problems * 5))
+    for i, y in enumerate(together):
+        assert torch.equal(y, alone[i % len(alone)])
+
+
+X, W = torch.randn(1, 4, 5, 6), torch.randn(6, 4, 3, 3)
+WRONG = {
+    "channels": (lambda: fastconv.conv2d(X, torch.randn(6, 3, 3, 3)), "3 input channels per group"),
+    "groups": (lambda: fastconv.conv2d(X, torch.randn(5, 2, 3, 3), groups=2), "not divisible"),
+    "kernel": (lambda: fastconv.conv2d(X, torch.randn(6, 4, 7, 3)), "larger than the padded input"),
+    "stride": (lambda: fastconv.conv2d(X, W, stride=0), "stride must be positive, got"),
+    "dilation": (lambda: fastconv.conv2d(X, W, dilation=(1, 0)), "dilation must be positive"),
+    "padding": (lambda: fastconv.conv2d(X, W, padding=-1), "padding must not be negative"),
+    "groups=0": (lambda: fastconv.conv2d(X, W, groups=0), "groups must be positive"),
+    "mixed": (lambda: fastconv.conv2d(X, W.double()), "same dtype"),
+    "integer": (lambda: fastconv.conv2d(X.int(), W.int()), "expected a float32"),
+    "complex": (lambda: fastconv.conv2d(X.cfloat(), W.cfloat()), "expected a float32"),
+    "bias": (lambda: fastconv.conv2d(X, W, torch.randn(5)), r"bias must have size \[6\]"),
+    "residual": (
+        lambda: fastconv.conv2d(X, W, residual=torch.randn(1, 6, 3, 5)),
+        r"residual of size \[1, 6, 3, 5\] must have the output's size \[1, 6, 3, 4\]",
+    ),
+    "dimensions": (lambda: fastconv.conv2d(X[0, 0], W), "3-D"),
+    "same, strided": (lambda: fastconv.conv2d(X, W, stride=2, padding="same"), "not supported"),
+    "word": (lambda: fastconv.conv2d(X, W, padding="full"), "same"),
+    "activation": (lambda: fastconv.conv2d(X, W, activation="gelu"), "gelu"),
+    "three strides": (lambda: fastconv.conv2d(X, W, stride=(1, 1, 1)), "stride"),
+    "float stride": (lambda: fastconv.conv2d(X, W, stride=1.5), "stride"),
+    "devices": (lambda: fastconv.conv2d(X, W.to("meta")), ""),
+    "empty batch": (lambda: fastconv.conv2d(X[:0], torch.randn(6, 3, 3, 3)), "per group"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_use(name):
+    call, message = WRONG[name]
+    with pytest.raises((RuntimeError, ValueError, TypeError), match=message):
+        call()
+
+
+def test_the_grad_ops_check_their_gradient():
+    with pytest.raises(RuntimeError, match="must have the output's size"):
+        conv_ops._conv2d_input_grad(torch.randn(1, 6, 9, 9), W, 5, 6, *[1] * 2, *[0] * 4, 1, 1, 1, 0)

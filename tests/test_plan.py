@@ -1,0 +1,67 @@
+"""The planner as a pure function, and fastconv.explain."""
+
+import pytest
+
+import fastconv
+from fastconv import _C
+
+# One problem per row of the table: (input, weight, keywords).
+ROWS = {
+    "conv1x1": ((2, 8, 5, 6), (4, 8, 1, 1), {"stride": 2}),
+    "depthwise": ((1, 8, 5, 6), (8, 1, 3, 3), {"groups": 8}),
+    "direct": ((1, 8, 5, 6), (4, 8, 3, 3), {"padding": 1}),
+}
+
+
+def test_every_row_has_a_problem_that_takes_it():
+    assert set(ROWS) == set(_C.algorithms())
+    for name, (x, w, keywords) in ROWS.items():
+        for direction in ("forward", "input_grad", "weight_grad"):
+            assert fastconv.explain(x, w, direction=direction, **keywords).algorithm == name
+
+
+def test_refusals_are_words():
+    answer = fastconv.explain((1, 8, 5, 6), (4, 8, 3, 3))
+    refusals = {c.algorithm: c.refusal for c in answer.candidates}
+    assert refusals["conv1x1"] == "the kernel is larger than 1x1"
+    assert refusals["direct"] is None
+    assert "->" in str(answer) and "larger than 1x1" in str(answer)
+
+
+@pytest.mark.parametrize(
+    "x, w, keywords, refused, reason",
+    [
+        ((1, 4, 5, 6), (4, 4, 1, 1), {"padding": 1}, "conv1x1", "outside"),
+        ((1, 4, 5, 6), (4, 2, 1, 1), {"groups": 2}, "conv1x1", "groups"),
+        ((1, 4, 5, 6), (4, 2, 3, 3), {"groups": 2}, "depthwise", "more than one"),
+        ((1, 1, 5, 6), (4, 1, 3, 3), {}, "depthwise", "single group"),
+        ((1, 4, 5, 6), (8, 1, 3, 3), {"groups": 4, "direction": "input_grad"}, "depthwise", "sum"),
+    ],
+)
+def test_each_reason(x, w, keywords, refused, reason):
+    refusals = {c.algorithm: c.refusal for c in fastconv.explain(x, w, **keywords).candidates}
+    assert reason in refusals[refused]
+
+
+def test_explain_wants_a_known_direction_and_sizes_that_fit():
+    with pytest.raises(ValueError, match="direction"):
+        fastconv.explain((1, 4, 5, 6), (4, 4, 1, 1), direction="sideways")
+    with pytest.raises(RuntimeError, match="per group"):
+        fastconv.explain((1, 4, 5, 6), (4, 3, 1, 1))
+
+
+def test_backend_is_checked():
+    with fastconv.backend("cpu"):
+        pass
+    with pytest.raises(NotImplementedError, match="triton"), fastconv.backend("triton"):
+        pass
+    with pytest.raises(ValueError, match="tpu"), fastconv.backend("tpu"):
+        pass
+
+
+def test_isa_by_name():
+    with pytest.raises(RuntimeError, match="choose one of"):
+        _C.set_cpu_isa("sse9")
+    _C.set_cpu_isa("baseline")
+    assert _C.cpu_isa() == "baseline"
+    _C.set_cpu_isa("")
