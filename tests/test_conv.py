@@ -41,12 +41,17 @@ LAYOUTS = {
 }
 
 
+def values(size, generator, dtype):
+    """Normal values; small whole numbers in float64, so that the float64 truth is exact."""
+    t = torch.randn(size, generator=generator, dtype=torch.float64)
+    return (8 * t).round() if dtype == torch.float64 else t.to(dtype)
+
+
 def make(case, dtype, layout="nchw", seed=0):
     n, c, h, w, k, r, s, stride, padding, dilation, groups = case
     g = torch.Generator().manual_seed(seed)
     x, wt, b = (
-        torch.randn(size, generator=g, dtype=torch.float64).to(dtype)
-        for size in ((n, c, h, w), (k, c // groups, r, s), (k,))
+        values(size, g, dtype) for size in ((n, c, h, w), (k, c // groups, r, s), (k,))
     )
     return LAYOUTS[layout](x), wt, b, (stride, padding, dilation, groups)
 
@@ -62,13 +67,17 @@ def gradients(function, x, w, b, window, dy):
 def compare_all(case, dtype, layout):
     x, w, b, window = make(case, dtype, layout)
     truth = F.conv2d(x.double(), w.double(), b.double(), *window)
-    dy = torch.randn_like(truth).to(dtype)
+    g = torch.Generator().manual_seed(1)
+    dy = values(truth.shape, g, dtype)
     exact = gradients(F.conv2d, x.double(), w.double(), b.double(), window, dy.double())
     theirs = gradients(F.conv2d, x, w, b, window, dy)
     ours = gradients(fastconv.conv2d, x, w, b, window, LAYOUTS[layout](dy))
     for mine, reference, true in zip(ours, theirs, exact, strict=True):
         assert mine.dtype == dtype
-        assert_good(mine, reference, true, dtype)
+        if dtype == torch.float64:
+            assert torch.equal(mine, true)
+        else:
+            assert_good(mine, reference, true, dtype)
 
 
 @pytest.fixture(params=_C.cpu_isas().split())
@@ -114,6 +123,7 @@ def test_random_problems(n, groups, cg, kg, h, w, r, s, sh, sw, ph, pw, dh, dw, 
     assert tuple(fake.shape[2:]) == tuple(sizes)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("kernel", [(3, 3), (2, 5), (4, 1)])
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_padding_words(padding, kernel):
@@ -344,7 +354,7 @@ WRONG = {
     "activation": (lambda: fastconv.conv2d(X, W, activation="gelu"), "gelu"),
     "three strides": (lambda: fastconv.conv2d(X, W, stride=(1, 1, 1)), "stride"),
     "float stride": (lambda: fastconv.conv2d(X, W, stride=1.5), "stride"),
-    "devices": (lambda: fastconv.conv2d(X, W.to("meta")), ""),
+    "devices": (lambda: fastconv.conv2d(X, W.to("meta")), "device|meta|data"),
     "empty batch": (lambda: fastconv.conv2d(X[:0], torch.randn(6, 3, 3, 3)), "per group"),
 }
 

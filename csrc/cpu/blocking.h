@@ -15,6 +15,7 @@ static inline int64_t even_share(int64_t n, int64_t most) {
 }
 
 constexpr int64_t kChunkBytes = 16 * 1024, kSlabBytes = 256 * 1024, kBlockPixels = 192;
+constexpr int64_t kSumPixels = 112;  // of a partial sum of the weight gradient: bounds its error
 
 static inline int64_t slab_rows(int64_t out_rows, int64_t stride, const TapAxis& taps) {
   return (out_rows - 1) * stride + (taps.count - 1) * taps.offset_step + 1;
@@ -26,12 +27,12 @@ static inline bool planar_slab(int64_t channels, const int64_t strides[4]) {
   return strides[1] != 1 && channels > 8;
 }
 
-// Output rectangle of about kBlockPixels whose slab of all channels stays under kSlabBytes.
+// Output rectangle of about `pixels` whose slab of all channels stays under kSlabBytes.
 static inline void choose_rectangle(Blocking& b, int64_t P, int64_t Q, int64_t channels,
                              int64_t stride_h, int64_t stride_w, const TapAxis& rows,
-                             const TapAxis& cols, int64_t element) {
-  b.cols = even_share(Q, Q > 2 * kBlockPixels ? kBlockPixels : Q);
-  b.rows = min64(max64(kBlockPixels / max64(b.cols, 1), 1), max64(P, 1));
+                             const TapAxis& cols, int64_t element, int64_t pixels) {
+  b.cols = even_share(Q, Q > 2 * pixels ? pixels : Q);
+  b.rows = min64(max64(pixels / max64(b.cols, 1), 1), max64(P, 1));
   auto slab = [&](int64_t r) {
     return slab_rows(r, stride_h, rows) * slab_rows(b.cols, stride_w, cols) * channels * element;
   };
@@ -48,7 +49,7 @@ static inline Blocking conv_blocking(const TapConv& job, int64_t panel, int64_t 
   b.planar = planar_slab(job.C, job.xs);
   b.chunk = even_share(job.C, max64(kChunkBytes / (taps * panel * element), 4));
   choose_rectangle(b, job.P, job.Q, job.C, job.stride_h, job.stride_w, job.rows, job.cols,
-                   element);
+                   element, kBlockPixels);
   const int64_t panels = ceil_div(job.K, panel);
   const int64_t blocks = job.N * job.G * b.row_blocks * b.col_blocks;
   // Panels are split over tasks only where there are too few blocks to keep every thread busy.
@@ -70,7 +71,7 @@ static inline Blocking weight_grad_blocking(const WeightGrad& job, int64_t panel
   const int64_t panels = ceil_div(job.K, panel);
   b.panels = even_share(panels, max64(ceil_div(panels, 2), 1));
   choose_rectangle(b, job.P, job.Q, b.chunk, job.stride_h, job.stride_w, job.rows, job.cols,
-                   element);
+                   element, kSumPixels);
   b.panel_blocks = ceil_div(panels, b.panels);
   b.chunk_blocks = ceil_div(job.C, b.chunk);
   b.tasks = job.G * b.panel_blocks * b.chunk_blocks;

@@ -1,8 +1,9 @@
 // The register tile every dense kernel is built on: J broadcast operands times two vectors.
 //
-//   acc[j][0..2W) += sum over runs, over i < count of x[j][offset + i * step] * w[i][0..2W)
+//   acc[j][0..2W) (+)= sum over runs, over i < count of x[j][offset + i * step] * w[i][0..2W)
 //
 // Forward: j are pixels, w packed weights. Weight gradient: j are (c, r, s), w packed dy.
+// Each call sums from zero and then adds: partial sums keep the error of float32 small.
 // Six operands and two vectors: 12 accumulators, 8 loads for 12 FMAs, one address register each.
 namespace fastconv::FASTCONV_NS {
 
@@ -21,8 +22,7 @@ __attribute__((noinline)) void fma_tile(const T* const* x, const Run* runs, int6
 #pragma GCC unroll 6
   for (int j = 0; j < J; ++j) {
     base[j] = x[j];
-    low[j] = accumulate ? load<T>(acc + j * 2 * W) : Vec<T>{};
-    high[j] = accumulate ? load<T>(acc + j * 2 * W + W) : Vec<T>{};
+    low[j] = high[j] = Vec<T>{};
   }
   for (const Run* run = runs; run < runs + run_count; ++run) {
     int64_t o = run->offset;
@@ -41,8 +41,9 @@ __attribute__((noinline)) void fma_tile(const T* const* x, const Run* runs, int6
   }
 #pragma GCC unroll 6
   for (int j = 0; j < J; ++j) {
-    store<T>(acc + j * 2 * W, low[j]);
-    store<T>(acc + j * 2 * W + W, high[j]);
+    T* to = acc + j * 2 * W;
+    store<T>(to, accumulate ? load<T>(to) + low[j] : low[j]);
+    store<T>(to + W, accumulate ? load<T>(to + W) + high[j] : high[j]);
   }
 }
 
@@ -67,7 +68,8 @@ inline double fma_peak(int64_t iterations) {
   for (int64_t i = 0; i < iterations; ++i) {
 #pragma GCC unroll 12
     for (int j = 0; j < 12; ++j) fma<float>(acc[j], a, b);
-    asm volatile("" : "+m"(in));
+    asm volatile("" : "+m"(in));  // the operands stay unknown to the compiler
+    a = load<float>(in), b = load<float>(in);
   }
   for (int j = 1; j < 12; ++j) acc[0] += acc[j];
   store<float>(out, acc[0]);

@@ -46,14 +46,12 @@ inline void add_block(const Slab<T>& slab, const int64_t* offsets, int64_t entri
   constexpr int L = kPanel<T>;
   const int64_t tiles = ceil_div(entries, kTile);
   const T* x[kTile];
-  T part[kTile * L];
   int64_t e = 0;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t end = entries * (t + 1) / tiles;
     const int J = (int)(end - e);
     for (int j = 0; j < J; ++j) x[j] = slab.data + offsets[e + j];
-    fma_tile<T>(J, x, runs, rows, dy, part, false);
-    for (int j = 0; j < J * L; ++j) sums[e * L + j] += part[j];
+    fma_tile<T>(J, x, runs, rows, dy, sums + e * L, true);
     e = end;
   }
 }

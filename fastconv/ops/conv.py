@@ -57,7 +57,8 @@ def conv2d(
         )
     stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
     pads = conv_padding(padding, weight.shape[2:], stride, dilation)
-    if torch.is_autocast_enabled(input.device.type):
+    device = input.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):  # meta has no autocast state
         input, weight, bias, residual = _autocast(input, weight, bias, residual)
     input, added = batched(input, "conv2d")
     if added and residual is not None:
@@ -151,6 +152,11 @@ def _same(op: str, first: Tensor, **others: Tensor | None) -> None:
                 lambda name=name, t=t: f"{op}: the first operand is {first.dtype} but {name} is "
                 f"{t.dtype}; they must have the same dtype",
             )
+            check(
+                t.device == first.device,
+                lambda name=name, t=t: f"{op}: the first operand is on {first.device} but {name} "
+                f"is on {t.device}",
+            )
 
 
 def _conv2d_fake(input, weight, bias, residual, *settings):
@@ -189,6 +195,7 @@ def _bias_grad_fake(grad):
 
 
 # --- vmap: the mapped axis joins the batch, or the groups where the weights are mapped ----------
+# NOTE the rules call the public ops, which dispatch: an Op's own call would start a transform again.
 
 
 def _to_batch(t: Tensor | None, dim: int | None, size: int) -> Tensor | None:
@@ -216,11 +223,11 @@ def _more_groups(settings: tuple, size: int) -> tuple:
 def _conv2d_vmap(info, in_dims, input, weight, bias, residual, *settings):
     size, (dx, dw, db, dr) = info.batch_size, in_dims[:4]
     if dw is None and db is None:
-        y = _conv2d(
+        y = _conv2d.public(
             _to_batch(input, dx, size), weight, bias, _to_batch(residual, dr, size), *settings
         )
         return y.unflatten(0, (size, -1)), 0
-    y = _conv2d(
+    y = _conv2d.public(
         _to_channels(input, dx, size, 1),
         _to_channels(weight, dw, size, 0),
         _to_channels(bias, db, size, 0),
@@ -233,9 +240,9 @@ def _conv2d_vmap(info, in_dims, input, weight, bias, residual, *settings):
 def _input_grad_vmap(info, in_dims, grad, weight, height, width, *settings):
     size, (dg, dw) = info.batch_size, in_dims[:2]
     if dw is None:
-        dx = _conv2d_input_grad(_to_batch(grad, dg, size), weight, height, width, *settings)
+        dx = _conv2d_input_grad.public(_to_batch(grad, dg, size), weight, height, width, *settings)
         return dx.unflatten(0, (size, -1)), 0
-    dx = _conv2d_input_grad(
+    dx = _conv2d_input_grad.public(
         _to_channels(grad, dg, size, 1),
         _to_channels(weight, dw, size, 0),
         height,
@@ -247,7 +254,7 @@ def _input_grad_vmap(info, in_dims, grad, weight, height, width, *settings):
 
 def _weight_grad_vmap(info, in_dims, input, grad, kernel_h, kernel_w, *settings):
     size, (dx, dg) = info.batch_size, in_dims[:2]
-    dw = _conv2d_weight_grad(
+    dw = _conv2d_weight_grad.public(
         _to_channels(input, dx, size, 1),
         _to_channels(grad, dg, size, 1),
         kernel_h,
@@ -258,7 +265,7 @@ def _weight_grad_vmap(info, in_dims, input, grad, kernel_h, kernel_w, *settings)
 
 
 def _bias_grad_vmap(info, in_dims, grad):
-    db = _conv2d_bias_grad(_to_channels(grad, in_dims[0], info.batch_size, 1))
+    db = _conv2d_bias_grad.public(_to_channels(grad, in_dims[0], info.batch_size, 1))
     return db.unflatten(0, (info.batch_size, -1)), 0
 
 
