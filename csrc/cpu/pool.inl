@@ -189,8 +189,7 @@ inline void max_plane(const PoolJob& j, MaxRing<Compute<S>>& ring, int64_t n, in
   for (int64_t p = 0; p < rows.out; ++p) {
     const int64_t h0 = p * rows.stride - rows.pad;
     const Range r = taps_inside(rows, h0);
-    const int64_t top = h0 + r.first * rows.dil;
-    for (next = max64(next, top); r.first < r.last && next <= h0 + (r.last - 1) * rows.dil; ++next)
+    for (next = max64(next, h0); r.first < r.last && next <= h0 + (r.last - 1) * rows.dil; ++next)
       ring.fill(at<S>(j.x, n, c, next, 0), j.x.stride[3], next, cols);
     for (int64_t q = 0; q < cols.out; q += W) {
       Vec<T> best = broadcast<T>(-__builtin_inff());
@@ -199,7 +198,7 @@ inline void max_plane(const PoolJob& j, MaxRing<Compute<S>>& ring, int64_t n, in
         __builtin_memcpy(&place, ring.first + q, sizeof place);
         place += (typename TapInt<T>::type)(r.first * cols.k);
       }
-      int64_t slot = top % ring.slots;
+      int64_t slot = (h0 + r.first * rows.dil) % ring.slots;
       for (int64_t i = r.first; i < r.last; ++i) {
         const T* row = ring.data + slot * ring.row + q;
         for (int64_t s = 0; s < cols.k; ++s)
@@ -286,40 +285,75 @@ inline void avg_channels(const PoolJob& j, void* scratch, int64_t n, int64_t p) 
   }
 }
 
+// Scratch of a plane's average: a row of the input, and what depends on a column only.
+template <class T>
+struct AvgColumns {
+  T* row;          // [W]
+  T* counted;      // [Q] the column's factor of the divisor
+  Range* windows;  // [Q]
+
+  static AvgColumns make(const PoolProblem& p, void* scratch) {
+    AvgColumns a;
+    a.windows = (Range*)scratch;
+    a.row = (T*)(a.windows + p.cols.out);
+    a.counted = a.row + p.cols.in;
+    return a;
+  }
+  static int64_t bytes(const PoolProblem& p) {
+    return p.cols.out * (sizeof(Range) + sizeof(T)) + p.cols.in * sizeof(T);
+  }
+
+  void prepare(const PoolProblem& p) {
+    for (int64_t q = 0; q < p.cols.out; ++q) {
+      windows[q] = window_of(p.cols, q);
+      counted[q] = (T)count_of(p, p.cols, q);
+    }
+  }
+
+  // The divisor of column q in a row of windows that counts `rows`.
+  T divisor(const PoolProblem& p, T rows, int64_t q) const {
+    if (p.divisor) return (T)p.divisor;
+    const T places = rows * counted[q];
+    return places > 0 ? places : T(1);
+  }
+};
+
 template <class S>
-inline void avg_plane(const PoolJob& j, void* scratch, int64_t n, int64_t c) {
+inline void avg_plane(const PoolJob& j, AvgColumns<Compute<S>>& a, int64_t n, int64_t c) {
   typedef Compute<S> T;
   const PoolAxis &rows = j.p.rows, &cols = j.p.cols;
   const bool dense = j.x.stride[3] == 1 && j.x.stride[2] == cols.in;
   if (rows.adaptive && rows.out == 1 && cols.out == 1 && dense) {
     const int64_t places = rows.in * cols.in;
-    *at<S>(j.y, n, c, 0, 0) = Narrow<S>::from(sum_dense<S>(at<S>(j.x, n, c, 0, 0), places) / places);
+    const T mean = sum_dense<S>(at<S>(j.x, n, c, 0, 0), places) / (T)places;
+    *at<S>(j.y, n, c, 0, 0) = Narrow<S>::from(mean);
     return;
   }
-  T* row = (T*)scratch;
   for (int64_t p = 0; p < rows.out; ++p) {
     const Range h = window_of(rows, p);
-    const int64_t counted = count_of(j.p, rows, p);
-    zero(row, cols.in);
+    const T counted = (T)count_of(j.p, rows, p);
+    zero(a.row, cols.in);
     for (int64_t r = h.first; r < h.last; ++r)
-      add_row<S>(row, at<S>(j.x, n, c, r, 0), cols.in, j.x.stride[3]);
+      add_row<S>(a.row, at<S>(j.x, n, c, r, 0), cols.in, j.x.stride[3]);
     for (int64_t q = 0; q < cols.out; ++q) {
-      const Range w = window_of(cols, q);
+      const Range w = a.windows[q];
       T total = 0;
-      for (int64_t s = w.first; s < w.last; ++s) total += row[s];
-      const T divisor = (T)divisor_of(j.p, counted, count_of(j.p, cols, q));
-      *at<S>(j.y, n, c, p, q) = Narrow<S>::from(total / divisor);
+      for (int64_t s = w.first; s < w.last; ++s) total += a.row[s];
+      *at<S>(j.y, n, c, p, q) = Narrow<S>::from(total / a.divisor(j.p, counted, q));
     }
   }
 }
 
 template <class S>
 inline void avg_pool_run(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
-  if (pool_channels(j))
+  if (pool_channels(j)) {
     for (int64_t t = begin; t < end; ++t)
       avg_channels<S>(j, scratch, t / j.p.rows.out, t % j.p.rows.out);
-  else
-    for (int64_t t = begin; t < end; ++t) avg_plane<S>(j, scratch, t / j.p.C, t % j.p.C);
+    return;
+  }
+  AvgColumns<Compute<S>> columns = AvgColumns<Compute<S>>::make(j.p, scratch);
+  columns.prepare(j.p);
+  for (int64_t t = begin; t < end; ++t) avg_plane<S>(j, columns, t / j.p.C, t % j.p.C);
 }
 
 }  // namespace fastconv::FASTCONV_NS

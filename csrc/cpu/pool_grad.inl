@@ -130,7 +130,8 @@ inline void avg_grad_channels(const PoolJob& j, void* scratch, int64_t n, int64_
     zero(sum, C);
     for (int64_t p = ps.first; p < ps.last; ++p)
       for (int64_t q = qs.first; q < qs.last; ++q) {
-        const T divisor = (T)divisor_of(j.p, count_of(j.p, j.p.rows, p), count_of(j.p, j.p.cols, q));
+        const int64_t counted = count_of(j.p, j.p.rows, p);
+        const T divisor = (T)divisor_of(j.p, counted, count_of(j.p, j.p.cols, q));
         const S* __restrict dy = at<S>(j.y, n, 0, p, q);
         for (int64_t c = 0; c < C; ++c) sum[c] += widen(dy[c]) / divisor;
       }
@@ -140,35 +141,38 @@ inline void avg_grad_channels(const PoolJob& j, void* scratch, int64_t n, int64_
 }
 
 template <class S>
-inline void avg_grad_plane(const PoolJob& j, void* scratch, int64_t n, int64_t c) {
+inline void avg_grad_plane(const PoolJob& j, AvgColumns<Compute<S>>& a, Compute<S>* spread,
+                           int64_t n, int64_t c) {
   typedef Compute<S> T;
   const PoolAxis &rows = j.p.rows, &cols = j.p.cols;
-  T *columns = (T*)scratch, *row = columns + cols.out;
   for (int64_t h = 0; h < rows.in; ++h) {
     const Range ps = readers_of(rows, h);
-    zero(columns, cols.out);
-    zero(row, cols.in);
+    zero(spread, cols.out);
+    zero(a.row, cols.in);
     for (int64_t p = ps.first; p < ps.last; ++p) {
-      const int64_t counted = count_of(j.p, rows, p);
+      const T counted = (T)count_of(j.p, rows, p);
+      const S* dy = at<S>(j.y, n, c, p, 0);
       for (int64_t q = 0; q < cols.out; ++q)
-        columns[q] += widen(*at<S>(j.y, n, c, p, q)) /
-                      (T)divisor_of(j.p, counted, count_of(j.p, cols, q));
+        spread[q] += widen(dy[q * j.y.stride[3]]) / a.divisor(j.p, counted, q);
     }
-    for (int64_t q = 0; q < cols.out; ++q) {
-      const Range w = window_of(cols, q);
-      for (int64_t s = w.first; s < w.last; ++s) row[s] += columns[q];
-    }
-    for (int64_t w = 0; w < cols.in; ++w) *at<S>(j.x, n, c, h, w) = Narrow<S>::from(row[w]);
+    for (int64_t q = 0; q < cols.out; ++q)
+      for (int64_t s = a.windows[q].first; s < a.windows[q].last; ++s) a.row[s] += spread[q];
+    S* dx = at<S>(j.x, n, c, h, 0);
+    for (int64_t w = 0; w < cols.in; ++w) dx[w * j.x.stride[3]] = Narrow<S>::from(a.row[w]);
   }
 }
 
 template <class S>
 inline void avg_pool_grad_run(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
-  if (pool_channels(j))
+  if (pool_channels(j)) {
     for (int64_t t = begin; t < end; ++t)
       avg_grad_channels<S>(j, scratch, t / j.p.rows.in, t % j.p.rows.in);
-  else
-    for (int64_t t = begin; t < end; ++t) avg_grad_plane<S>(j, scratch, t / j.p.C, t % j.p.C);
+    return;
+  }
+  AvgColumns<Compute<S>> columns = AvgColumns<Compute<S>>::make(j.p, scratch);
+  columns.prepare(j.p);
+  Compute<S>* spread = columns.counted + j.p.cols.out;
+  for (int64_t t = begin; t < end; ++t) avg_grad_plane<S>(j, columns, spread, t / j.p.C, t % j.p.C);
 }
 
 // Bytes of scratch that a task of any pooling kernel of this job needs.
@@ -176,7 +180,7 @@ template <class S>
 inline int64_t pool_scratch(const PoolJob& j) {
   typedef Compute<S> T;
   if (pool_channels(j)) return 2 * j.p.C * sizeof(T);
-  if (!j.max) return (j.p.cols.in + j.p.cols.out) * sizeof(T);
+  if (!j.max) return AvgColumns<T>::bytes(j.p) + j.p.cols.out * sizeof(T);
   if (j.grad) return j.p.rows.in * j.p.cols.in * sizeof(T);
   int64_t bytes;
   MaxRing<T>::make(j.p, nullptr, bytes);

@@ -46,8 +46,9 @@ def activation_grad(grad: Tensor, output: Tensor, activation: int) -> Tensor:
     return _activation_grad(grad, output, activation)
 
 
-def fold_batch(op: Callable) -> Callable:
-    """A vmap rule: the mapped axis of every tensor argument joins the batch."""
+def fold_batch(name: str) -> Callable:
+    """The vmap rule of op `name`: the mapped axis of every tensor argument joins the batch."""
+    op = getattr(torch.ops.fastconv, name)
 
     def fold(t: Tensor, dim: int | None, size: int) -> Tensor:
         t = t.unsqueeze(0).expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
@@ -72,11 +73,11 @@ def fold_batch(op: Callable) -> Callable:
 
 def _check_sizes(op: str, **operands: Tensor) -> None:
     (name_a, a), (name_b, b) = operands.items()
-    check(
-        a.dim() == b.dim() and all(i == k for i, k in zip(a.shape, b.shape, strict=True)),
-        lambda: f"{op}: {name_a} of size {list(a.shape)} and {name_b} of size {list(b.shape)} "
-        "must have the same size",
-    )
+    if a.shape != b.shape:
+        raise RuntimeError(
+            f"{op}: {name_a} of size {list(a.shape)} and {name_b} of size {list(b.shape)} must "
+            "have the same size"
+        )
 
 
 def _fake(op: str, layout: int, **operands: Tensor) -> Tensor:
@@ -130,14 +131,14 @@ def _activation_grad_backward(ctx, grad_dz):
 _residual_add = Op(
     "residual_add",
     _residual_add_fake,
-    fold_batch(lambda *args: _residual_add(*args)),
+    fold_batch("residual_add"),
     _residual_add_save,
     _residual_add_backward,
 )
 _activation_grad = Op(
     "activation_grad",
     _activation_grad_fake,
-    fold_batch(lambda *args: _activation_grad(*args)),
+    fold_batch("activation_grad"),
     _activation_grad_save,
     _activation_grad_backward,
 )

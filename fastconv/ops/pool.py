@@ -319,63 +319,63 @@ def _adaptive_grad_backward(ctx, grad_dx):
 _max_pool2d = Op(
     "max_pool2d",
     _max_pool2d_fake,
-    fold_batch(lambda *args: _max_pool2d(*args)),
+    fold_batch("max_pool2d"),
     _max_pool2d_save,
     _max_pool2d_backward,
 )
 _max_pool2d_window = Op(
     "max_pool2d_window",
     _window_fake,
-    fold_batch(lambda *args: _max_pool2d_window(*args)),
+    fold_batch("max_pool2d_window"),
     _indexed_save,
     _indexed_backward,
 )
 _max_pool2d_with_indices = Op(
     "max_pool2d_with_indices",
     _with_indices_fake,
-    fold_batch(lambda *args: _max_pool2d_with_indices(*args)),
+    fold_batch("max_pool2d_with_indices"),
     _indexed_save,
     _indexed_backward,
 )
 _max_pool2d_grad = Op(
     "max_pool2d_grad",
     _max_pool2d_grad_fake,
-    fold_batch(lambda *args: _max_pool2d_grad(*args)),
+    fold_batch("max_pool2d_grad"),
     _index_save,
     _max_pool2d_grad_backward,
 )
 _max_pool2d_gather = Op(
     "max_pool2d_gather",
     _max_pool2d_gather_fake,
-    fold_batch(lambda *args: _max_pool2d_gather(*args)),
+    fold_batch("max_pool2d_gather"),
     _index_save,
     _max_pool2d_gather_backward,
 )
 _avg_pool2d = Op(
     "avg_pool2d",
     _avg_pool2d_fake,
-    fold_batch(lambda *args: _avg_pool2d(*args)),
+    fold_batch("avg_pool2d"),
     _avg_pool2d_save,
     _avg_pool2d_backward,
 )
 _avg_pool2d_grad = Op(
     "avg_pool2d_grad",
     _avg_pool2d_grad_fake,
-    fold_batch(lambda *args: _avg_pool2d_grad(*args)),
+    fold_batch("avg_pool2d_grad"),
     _avg_pool2d_grad_save,
     _avg_pool2d_grad_backward,
 )
 _adaptive_avg_pool2d = Op(
     "adaptive_avg_pool2d",
     _adaptive_fake,
-    fold_batch(lambda *args: _adaptive_avg_pool2d(*args)),
+    fold_batch("adaptive_avg_pool2d"),
     _adaptive_save,
     _adaptive_backward,
 )
 _adaptive_avg_pool2d_grad = Op(
     "adaptive_avg_pool2d_grad",
     _adaptive_grad_fake,
-    fold_batch(lambda *args: _adaptive_avg_pool2d_grad(*args)),
+    fold_batch("adaptive_avg_pool2d_grad"),
     _adaptive_save,
     _adaptive_grad_backward,
 )
