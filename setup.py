@@ -24,9 +24,7 @@ ISA_WARNINGS = ["-Wno-psabi"]
 
 def sources() -> list[str]:
     found = sorted([*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")])
-    return [
-        str(path.relative_to(ROOT)) for path in found if X86 or path.name not in ISA_FLAGS
-    ]
+    return [str(path.relative_to(ROOT)) for path in found if X86 or path.name not in ISA_FLAGS]
 
 
 def need_compiler() -> None:

@@ -17,9 +17,9 @@ import sys
 from collections.abc import Callable
 
 import torch
+
 from common import COLUMNS, LAYOUTS, TITLES, gains, geometric_mean, measure, parser, work
 from fastconv.testing.layers import LAYERS, Layer
-
 from fastconv.testing.reference import conv_pads, conv_sizes, pair
 
 

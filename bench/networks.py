@@ -16,9 +16,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from common import COLUMNS, LAYOUTS, TITLES, gains, geometric_mean, measure, parser, work
 
 import fastconv.nn
+from common import COLUMNS, LAYOUTS, TITLES, gains, geometric_mean, measure, parser, work
 from fastconv import models
 from fastconv.testing import torch_layers
 

@@ -50,9 +50,7 @@ def values(size, generator, dtype):
 def make(case, dtype, layout="nchw", seed=0):
     n, c, h, w, k, r, s, stride, padding, dilation, groups = case
     g = torch.Generator().manual_seed(seed)
-    x, wt, b = (
-        values(size, g, dtype) for size in ((n, c, h, w), (k, c // groups, r, s), (k,))
-    )
+    x, wt, b = (values(size, g, dtype) for size in ((n, c, h, w), (k, c // groups, r, s), (k,)))
     return LAYOUTS[layout](x), wt, b, (stride, padding, dilation, groups)
 
 
@@ -368,4 +366,6 @@ def test_wrong_use(name):
 
 def test_the_grad_ops_check_their_gradient():
     with pytest.raises(RuntimeError, match="must have the output's size"):
-        conv_ops._conv2d_input_grad(torch.randn(1, 6, 9, 9), W, 5, 6, *[1] * 2, *[0] * 4, 1, 1, 1, 0)
+        conv_ops._conv2d_input_grad(
+            torch.randn(1, 6, 9, 9), W, 5, 6, *[1] * 2, *[0] * 4, 1, 1, 1, 0
+        )

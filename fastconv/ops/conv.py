@@ -134,9 +134,7 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     """torch's rule for convolutions: floating tensors but float64 take the autocast dtype."""
     dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return [
-        t.to(dtype)
-        if t is not None and t.is_floating_point() and t.dtype != torch.float64
-        else t
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
         for t in tensors
     ]
 
@@ -149,13 +147,16 @@ def _same(op: str, first: Tensor, **others: Tensor | None) -> None:
         if t is not None:
             check(
                 t.dtype == first.dtype,
-                lambda name=name, t=t: f"{op}: the first operand is {first.dtype} but {name} is "
-                f"{t.dtype}; they must have the same dtype",
+                lambda name=name, t=t: (
+                    f"{op}: the first operand is {first.dtype} but {name} is "
+                    f"{t.dtype}; they must have the same dtype"
+                ),
             )
             check(
                 t.device == first.device,
-                lambda name=name, t=t: f"{op}: the first operand is on {first.device} but {name} "
-                f"is on {t.device}",
+                lambda name=name, t=t: (
+                    f"{op}: the first operand is on {first.device} but {name} is on {t.device}"
+                ),
             )
 
 
@@ -170,8 +171,10 @@ def _conv2d_fake(input, weight, bias, residual, *settings):
     if residual is not None:
         check(
             residual.dim() == 4 and all(a == b for a, b in zip(residual.shape, size, strict=True)),
-            lambda: f"conv2d: residual of size {list(residual.shape)} must have the output's size "
-            f"{size}",
+            lambda: (
+                f"conv2d: residual of size {list(residual.shape)} must have the output's size "
+                f"{size}"
+            ),
         )
     return empty(input, size)
 
@@ -195,7 +198,7 @@ def _bias_grad_fake(grad):
 
 
 # --- vmap: the mapped axis joins the batch, or the groups where the weights are mapped ----------
-# NOTE the rules call the public ops, which dispatch: an Op's own call would start a transform again.
+# NOTE the rules call the public ops: an Op's own call would start a transform again.
 
 
 def _to_batch(t: Tensor | None, dim: int | None, size: int) -> Tensor | None:

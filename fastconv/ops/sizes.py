@@ -105,20 +105,26 @@ def conv_shape(input: Sequence, weight: Sequence, window: Sequence) -> list:
     check(groups > 0, lambda: f"conv2d: groups must be positive, got {groups}")
     check(
         c == cg * groups,
-        lambda: f"conv2d: weight of size {list(weight)} has {cg} input channels per group, but "
-        f"input of size {list(input)} has {c} channels in {groups} groups",
+        lambda: (
+            f"conv2d: weight of size {list(weight)} has {cg} input channels per group, but "
+            f"input of size {list(input)} has {c} channels in {groups} groups"
+        ),
     )
     check(
         k % groups == 0,
-        lambda: f"conv2d: {k} output channels (weight of size {list(weight)}) are not divisible "
-        f"by groups={groups}",
+        lambda: (
+            f"conv2d: {k} output channels (weight of size {list(weight)}) are not divisible "
+            f"by groups={groups}"
+        ),
     )
     p = conv_output_size(h, r, sh, top, bottom, dh)
     q = conv_output_size(w, s, sw, left, right, dw)
     check(
         h + top + bottom >= dh * (r - 1) + 1 and w + left + right >= dw * (s - 1) + 1,
-        lambda: f"conv2d: kernel of size ({dh * (r - 1) + 1} x {dw * (s - 1) + 1}, with dilation) "
-        f"is larger than the padded input of size ({h + top + bottom} x {w + left + right})",
+        lambda: (
+            f"conv2d: kernel of size ({dh * (r - 1) + 1} x {dw * (s - 1) + 1}, with dilation) "
+            f"is larger than the padded input of size ({h + top + bottom} x {w + left + right})"
+        ),
     )
     return [n, k, p, q]
 
