@@ -85,8 +85,9 @@ def _fake(op: str, layout: int, **operands: Tensor) -> Tensor:
     (name_a, a), (name_b, b) = operands.items()
     check(
         a.dtype == b.dtype,
-        lambda: f"{op}: {name_a} is {a.dtype} but {name_b} is {b.dtype}; they must have the same "
-        "dtype",
+        lambda: (
+            f"{op}: {name_a} is {a.dtype} but {name_b} is {b.dtype}; they must have the same dtype"
+        ),
     )
     return empty((a, b)[layout], a.shape)
 

@@ -157,21 +157,27 @@ def _check_window(op: str, kh, kw, sh, sw, ph, pw, dh, dw) -> None:
     check(ph >= 0 and pw >= 0, lambda: f"{op}: padding must be non-negative, got ({ph}, {pw})")
     check(
         ph <= kh // 2 and pw <= kw // 2,
-        lambda: f"{op}: padding must be at most half of kernel_size, got padding=({ph}, {pw}) with "
-        f"kernel_size=({kh}, {kw})",
+        lambda: (
+            f"{op}: padding must be at most half of kernel_size, got padding=({ph}, {pw}) with "
+            f"kernel_size=({kh}, {kw})"
+        ),
     )
 
 
 def _check_input(op: str, t: Tensor, size: Sequence) -> None:
     check(
         t.dtype in _DTYPES,
-        lambda: f"{op}: expected a float32, float64, bfloat16 or float16 tensor; other dtypes are "
-        "not supported",
+        lambda: (
+            f"{op}: expected a float32, float64, bfloat16 or float16 tensor; other dtypes are "
+            "not supported"
+        ),
     )
     check(
         len(size) == 4 and size[1] > 0 and size[2] > 0 and size[3] > 0,
-        lambda: f"{op}: input must have no empty dimension but the batch, got input of size "
-        f"{list(size)}",
+        lambda: (
+            f"{op}: input must have no empty dimension but the batch, got input of size "
+            f"{list(size)}"
+        ),
     )
 
 
@@ -185,9 +191,11 @@ def _pool_shape(op: str, input: Tensor, window: Sequence, ceil_mode: int) -> lis
     ]
     check(
         size[0] > 0 and size[1] > 0,
-        lambda: f"{op}: input of size {list(input.shape)} with kernel_size={tuple(kernel)}, "
-        f"padding={tuple(pad)}, dilation={tuple(dilation)} gives an output of size ({size[0]} x "
-        f"{size[1]}), which is too small",
+        lambda: (
+            f"{op}: input of size {list(input.shape)} with kernel_size={tuple(kernel)}, "
+            f"padding={tuple(pad)}, dilation={tuple(dilation)} gives an output of size ({size[0]} x "
+            f"{size[1]}), which is too small"
+        ),
     )
     return [*input.shape[:2], *size]
 
