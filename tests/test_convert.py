@@ -292,7 +292,7 @@ def test_unregistered_modules_are_shared_and_reported():
 def test_an_optimizer_over_either_trains_both():
     model = Block()
     new = convert(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     before = new.conv.weight.detach().clone()
     new(image(2, 4, 9, 11)).square().sum().backward()
     optimizer.step()
