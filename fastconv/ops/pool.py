@@ -193,8 +193,8 @@ def _pool_shape(op: str, input: Tensor, window: Sequence, ceil_mode: int) -> lis
         size[0] > 0 and size[1] > 0,
         lambda: (
             f"{op}: input of size {list(input.shape)} with kernel_size={tuple(kernel)}, "
-            f"padding={tuple(pad)}, dilation={tuple(dilation)} gives an output of size ({size[0]} x "
-            f"{size[1]}), which is too small"
+            f"padding={tuple(pad)}, dilation={tuple(dilation)} gives an output of size "
+            f"({size[0]} x {size[1]}), which is too small"
         ),
     )
     return [*input.shape[:2], *size]
