@@ -1,0 +1,269 @@
+"""fastconv beside torch: one network or one layer, computed by both and compared.
+
+Truth is torch's layers in float64 on the same rounded weights and inputs. float64 itself is held to
+`TIGHT`; any other dtype to the rule of fastconv.testing.compare, with these factors on torch's own
+error: 2 for a layer, 10 for what went through a whole network.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastconv
+from fastconv.testing import compare, torch_layers
+from fastconv.testing.layers import Layer
+
+from .checkpoint import first_line
+from .decisions import Recorder, Replay, Seeded
+from .networks import build, heads_of, loss_of
+
+TIGHT = 1e-11  # float64; up to 2e-13 was seen, in a network with batch norm
+NETWORK_FACTOR, LAYER_FACTOR = 10.0, 2.0
+LEARNING_RATE, WEIGHT_DECAY = 0.01, 1e-4  # of the one SGD step
+TIMING_ROUNDS, TIMING_SECONDS = 3, 1.0
+
+Results = dict[str, Tensor]
+
+
+@dataclass
+class Row:
+    """One line of the table; `tensor` is the one that uses most of its tolerance."""
+
+    kind: str
+    name: str
+    input: str
+    dtype: str
+    parameters: int = 0
+    tensor: str = ""
+    error: float = 0.0
+    allowed: float = math.inf
+    torch_ms: float | None = None
+    fastconv_ms: float | None = None
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures and self.tensor != ""
+
+    def add(self, name: str, actual: Tensor, truth: Tensor, allowed: float) -> None:
+        """Holds one tensor to `allowed` relative rms error; NaN is always a failure."""
+        error = math.inf
+        if actual.shape != truth.shape:
+            complaint = f"shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
+        elif dtype_name(actual.dtype) != self.dtype:
+            complaint = f"dtype {dtype_name(actual.dtype)}, expected {self.dtype}"
+        elif actual.isnan().any() or truth.isnan().any():
+            error, complaint = math.nan, "NaN"
+        else:
+            truth = overflowed(truth, actual.dtype)
+            finite = truth.isfinite()
+            if finite.all() or torch.equal(actual[~finite].double(), truth[~finite]):
+                error = compare.relative_rms(actual, truth)
+            complaint = f"relative rms error {error:.3g}, allowed {allowed:.3g}"
+        if not error <= allowed:
+            self.failures.append(f"{name}: {complaint}")
+        if self.tensor == "" or not error / allowed <= self.error / self.allowed:
+            self.tensor, self.error, self.allowed = name, error, allowed
+
+
+def overflowed(truth: Tensor, dtype: torch.dtype) -> Tensor:
+    """The truth, infinite where `dtype` overflows."""
+    rounded = truth.to(dtype)
+    return torch.where(rounded.isinf(), rounded.double(), truth) if rounded.isinf().any() else truth
+
+
+def allowed_error(reference: Tensor, truth: Tensor, dtype: torch.dtype, factor: float) -> float:
+    """TIGHT for float64, else the rule of compare.allowed_error."""
+    if dtype == torch.float64:
+        return TIGHT
+    return compare.allowed_error(reference, truth, dtype, factor)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def size_name(size: torch.Size) -> str:
+    return "x".join(map(str, size))
+
+
+def training_step(network: nn.Module, pictures: Tensor, labels: Tensor) -> Results:
+    """What forward computes, every gradient, and every parameter and buffer after an SGD step.
+
+    The tensors are the network's own: the next step writes into them.
+    """
+    optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    optimizer.zero_grad()
+    results, loss = forward(network, pictures, labels)
+    loss.backward()
+    for name, parameter in network.named_parameters():
+        results[f"gradient of {name}"] = parameter.grad
+    optimizer.step()
+    for name, value in network.state_dict().items():
+        if value.is_floating_point():
+            results[f"{name} after the step"] = value
+    return results
+
+
+def forward(network: nn.Module, pictures: Tensor, labels: Tensor) -> tuple[Results, Tensor]:
+    """The output of every head and the loss, in training mode; and the loss to differentiate."""
+    heads = heads_of(network.train()(pictures))
+    loss = loss_of(heads, labels)
+    names = ("output", *(f"output of head {i}" for i in range(1, len(heads))))
+    results = {name: head.detach() for name, head in zip(names, heads, strict=True)}
+    return {**results, "loss": loss.detach()}, loss
+
+
+def compare_networks(
+    name: str,
+    pictures: Tensor,
+    labels: Tensor,
+    dtype: torch.dtype,
+    *,
+    title: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    timed: bool = True,
+) -> Row:
+    """One training step of a network from fastconv's ops beside one from torch.nn's layers.
+
+    Whatever is raised becomes the row's failure.
+
+    Args:
+        name: one of networks.NAMES. pictures: (N, C, H, W), any floating dtype. labels: (N).
+        title: the row's name. arguments: the builder's.
+        weights: a state_dict; None: as initialised with `seed`.
+        timed: also time the two steps.
+    """
+    row = Row("network", title or name, size_name(pictures.shape), dtype_name(dtype))
+
+    def make(layers, state: Mapping[str, Tensor] | None, dtype: torch.dtype) -> nn.Module:
+        network = build(name, arguments, layers)
+        if state is not None:
+            network.load_state_dict(state)
+        return network.to(pictures.device, dtype)
+
+    try:
+        torch.manual_seed(seed)
+        twin = make(torch_layers, weights, dtype)
+        start = {key: value.clone() for key, value in twin.state_dict().items()}
+        row.parameters = sum(p.numel() for p in twin.parameters())
+        exact = make(torch_layers, start, torch.float64)
+        network = make(fastconv.nn, start, dtype)
+        inputs = (pictures.to(dtype), labels)
+        _compare_steps(row, twin, network, exact, inputs, start, seed)
+        if timed:
+            row.torch_ms, row.fastconv_ms = milliseconds(
+                lambda: training_step(twin, *inputs), lambda: training_step(network, *inputs)
+            )
+    except Exception as error:  # a kernel that refuses is one row that fails
+        row.failures.append(f"{type(error).__name__}: {first_line(error)}")
+    return row
+
+
+def _compare_steps(
+    row: Row,
+    twin: nn.Module,
+    network: nn.Module,
+    exact: nn.Module,
+    inputs: tuple[Tensor, Tensor],
+    start: Mapping[str, Tensor],
+    seed: int,
+) -> None:
+    """Fills the row: outputs against the plain truth, the rest against truths that decide alike."""
+    dtype, exact_inputs = inputs[0].dtype, (inputs[0].double(), inputs[1])
+
+    def truth(decisions: list[Tensor]) -> Results:
+        exact.load_state_dict(start)
+        with Replay(seed, decisions):
+            return training_step(exact, *exact_inputs)
+
+    with Recorder(seed) as torch_pass:
+        reference = training_step(twin, *inputs)
+    with Recorder(seed) as own_pass, own_pass.watching(network):
+        actual = training_step(network, *inputs)
+    with Seeded(seed), torch.no_grad():
+        plain, _ = forward(exact, *exact_inputs)
+
+    def limit(name: str, truth: Results) -> float:
+        return allowed_error(reference[name], truth[name], dtype, NETWORK_FACTOR)
+
+    for name in plain:
+        # One number, the loss, may come out right by chance; then the output is the measure.
+        row.add(name, actual[name], plain[name], max(limit(name, plain), limit("output", plain)))
+    expected = truth(torch_pass.decisions)
+    limits = {name: limit(name, expected) for name in expected if name not in plain}
+    if not same(torch_pass.decisions, own_pass.decisions):
+        expected = truth(own_pass.decisions)
+    for name, allowed in limits.items():
+        row.add(name, actual[name], expected[name], allowed)
+
+
+def same(first: list[Tensor], second: list[Tensor]) -> bool:
+    return len(first) == len(second) and all(map(torch.equal, first, second))
+
+
+def compare_layer(
+    layer: Layer, dtype: torch.dtype, device: torch.device, *, seed: int = 0, timed: bool = True
+) -> Row:
+    """One convolution layer beside nn.Conv2d: output, gradients of input, weight and bias.
+
+    Batch 1, normally distributed input and incoming gradient. Whatever is raised becomes the row's
+    failure.
+    """
+    size = torch.Size((1, layer.C, layer.H, layer.W))
+    row = Row("layer", layer.name, size_name(size), dtype_name(dtype))
+
+    def make(kind: type[nn.Conv2d]) -> nn.Conv2d:
+        window = (layer.R, layer.S), layer.stride, layer.padding, layer.dilation, layer.groups
+        return kind(layer.C, layer.K, *window, device=device, dtype=dtype)
+
+    def both_ways(conv: nn.Conv2d, x: Tensor, grad: Tensor) -> Results:
+        x = x.clone().requires_grad_()
+        output = conv(x)
+        grads = torch.autograd.grad(output, (x, conv.weight, conv.bias), grad)
+        names = ("gradient of input", "gradient of weight", "gradient of bias")
+        return {"output": output.detach(), **dict(zip(names, grads, strict=True))}
+
+    try:
+        torch.manual_seed(seed)
+        twin, conv = make(nn.Conv2d), make(fastconv.nn.Conv2d)
+        conv.load_state_dict(twin.state_dict())
+        row.parameters = sum(p.numel() for p in twin.parameters())
+        x = torch.randn(size).to(device, dtype)
+        grad = torch.randn(twin(x).shape).to(device, dtype)
+        reference, actual = both_ways(twin, x, grad), both_ways(conv, x, grad)
+        if timed:
+            row.torch_ms, row.fastconv_ms = milliseconds(
+                lambda: both_ways(twin, x, grad), lambda: both_ways(conv, x, grad)
+            )
+        expected = both_ways(twin.double(), x.double(), grad.double())
+        for name, truth in expected.items():
+            allowed = allowed_error(reference[name], truth, dtype, LAYER_FACTOR)
+            row.add(name, actual[name], truth, allowed)
+    except Exception as error:  # a kernel that refuses is one row that fails
+        row.failures.append(f"{type(error).__name__}: {first_line(error)}")
+    return row
+
+
+def milliseconds(*tasks: Callable[[], object]) -> list[float]:
+    """The median of a few calls of each task, in turn; an indication, not a benchmark."""
+    samples: list[list[float]] = [[] for _ in tasks]
+    start = time.perf_counter()
+    for _ in range(TIMING_ROUNDS):
+        for task, times in zip(tasks, samples, strict=True):
+            before = time.perf_counter()
+            task()
+            times.append((time.perf_counter() - before) * 1e3)
+        if time.perf_counter() - start > TIMING_SECONDS:
+            break
+    return [statistics.median(times) for times in samples]
