@@ -41,7 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "dropout": None,
     "validation": False,
 }
-LENET: dict[str, Any] = {"epochs": 60, "batch_size": 64, "lr": 0.01, "weight_decay": 0.0}
+LENET: dict[str, Any] = {"epochs": 40, "batch_size": 64, "lr": 0.02, "weight_decay": 0.0}
 
 DESCRIPTION = """Trains a network from scratch; nothing is downloaded.
 
