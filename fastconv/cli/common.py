@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-PLAIN_WIDTH = 140  # columns of a table that goes to a file or a pipe
+PLAIN_WIDTH = 180  # columns of a table that goes to a file or a pipe
 
 
 class CommandError(Exception):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ TIGHT = 1e-11  # float64; up to 2e-13 was seen, in a network with batch norm
 NETWORK_FACTOR, LAYER_FACTOR = 10.0, 2.0
 LEARNING_RATE, WEIGHT_DECAY = 0.01, 1e-4  # of the one SGD step
 TIMING_ROUNDS, TIMING_SECONDS = 3, 1.0
+PIECE = 1 << 22  # elements
 
 Results = dict[str, Tensor]
 
@@ -53,12 +54,19 @@ class Row:
     def ok(self) -> bool:
         return not self.failures and self.tensor != ""
 
-    def add(self, name: str, actual: Tensor, truth: Tensor, allowed: float) -> None:
-        """Holds one tensor to `allowed` relative rms error; NaN is always a failure."""
-        error = math.inf
+    def add(self, name: str, actual: Tensor, truth: Tensor, allowed: Sequence[float]) -> None:
+        """Holds each piece of a tensor to its relative rms error; NaN is always a failure."""
         if actual.shape != truth.shape:
-            complaint = f"shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
-        elif dtype_name(actual.dtype) != self.dtype:
+            shapes = f"shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
+            self._note(name, math.inf, allowed[0], shapes)
+            return
+        for piece, true_piece, limit in zip(pieces(actual), pieces(truth), allowed, strict=True):
+            self._judge(name, piece, true_piece, limit)
+
+    def _judge(self, name: str, actual: Tensor, truth: Tensor, allowed: float) -> None:
+        error = math.inf
+        complaint = None
+        if dtype_name(actual.dtype) != self.dtype:
             complaint = f"dtype {dtype_name(actual.dtype)}, expected {self.dtype}"
         elif actual.isnan().any() or truth.isnan().any():
             error, complaint = math.nan, "NaN"
@@ -67,24 +75,35 @@ class Row:
             finite = truth.isfinite()
             if finite.all() or torch.equal(actual[~finite].double(), truth[~finite]):
                 error = compare.relative_rms(actual, truth)
-            complaint = f"relative rms error {error:.3g}, allowed {allowed:.3g}"
+        self._note(name, error, allowed, complaint)
+
+    def _note(self, name: str, error: float, allowed: float, complaint: str | None) -> None:
         if not error <= allowed:
+            complaint = complaint or f"relative rms error {error:.3g}, allowed {allowed:.3g}"
             self.failures.append(f"{name}: {complaint}")
         if self.tensor == "" or not error / allowed <= self.error / self.allowed:
             self.tensor, self.error, self.allowed = name, error, allowed
 
 
+def pieces(tensor: Tensor) -> Sequence[Tensor]:
+    """The elements in pieces small enough that float64 copies of one take little memory."""
+    return tensor.reshape(-1).split(PIECE)
+
+
 def overflowed(truth: Tensor, dtype: torch.dtype) -> Tensor:
     """The truth, infinite where `dtype` overflows."""
     rounded = truth.to(dtype)
-    return torch.where(rounded.isinf(), rounded.double(), truth) if rounded.isinf().any() else truth
+    return torch.where(rounded.isinf(), rounded.double(), truth)
 
 
-def allowed_error(reference: Tensor, truth: Tensor, dtype: torch.dtype, factor: float) -> float:
-    """TIGHT for float64, else the rule of compare.allowed_error."""
+def allowed_errors(
+    reference: Tensor, truth: Tensor, dtype: torch.dtype, factor: float
+) -> list[float]:
+    """For each piece, TIGHT for float64, else by the rule of compare.allowed_error."""
+    both = zip(pieces(reference), pieces(truth), strict=True)
     if dtype == torch.float64:
-        return TIGHT
-    return compare.allowed_error(reference, truth, dtype, factor)
+        return [TIGHT for _ in both]
+    return [compare.allowed_error(torch_piece, piece, dtype, factor) for torch_piece, piece in both]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -105,11 +124,11 @@ def training_step(network: nn.Module, pictures: Tensor, labels: Tensor) -> Resul
     results, loss = forward(network, pictures, labels)
     loss.backward()
     for name, parameter in network.named_parameters():
-        results[f"gradient of {name}"] = parameter.grad
+        results[f"{name}.grad"] = parameter.grad
     optimizer.step()
     for name, value in network.state_dict().items():
         if value.is_floating_point():
-            results[f"{name} after the step"] = value
+            results[f"{name} stepped"] = value
     return results
 
 
@@ -194,18 +213,19 @@ def _compare_steps(
     with Seeded(seed), torch.no_grad():
         plain, _ = forward(exact, *exact_inputs)
 
-    def limit(name: str, truth: Results) -> float:
-        return allowed_error(reference[name], truth[name], dtype, NETWORK_FACTOR)
+    def limits(name: str, truth: Results) -> list[float]:
+        return allowed_errors(reference[name], truth[name], dtype, NETWORK_FACTOR)
 
     for name in plain:
         # One number, the loss, may come out right by chance; then the output is the measure.
-        row.add(name, actual[name], plain[name], max(limit(name, plain), limit("output", plain)))
+        least = max(limits("output", plain))
+        row.add(name, actual[name], plain[name], [max(each, least) for each in limits(name, plain)])
     expected = truth(torch_pass.decisions)
-    limits = {name: limit(name, expected) for name in expected if name not in plain}
+    allowed = {name: limits(name, expected) for name in expected if name not in plain}
     if not same(torch_pass.decisions, own_pass.decisions):
         expected = truth(own_pass.decisions)
-    for name, allowed in limits.items():
-        row.add(name, actual[name], expected[name], allowed)
+    for name in allowed:
+        row.add(name, actual[name], expected[name], allowed[name])
 
 
 def same(first: list[Tensor], second: list[Tensor]) -> bool:
@@ -231,7 +251,7 @@ def compare_layer(
         x = x.clone().requires_grad_()
         output = conv(x)
         grads = torch.autograd.grad(output, (x, conv.weight, conv.bias), grad)
-        names = ("gradient of input", "gradient of weight", "gradient of bias")
+        names = ("input.grad", "weight.grad", "bias.grad")
         return {"output": output.detach(), **dict(zip(names, grads, strict=True))}
 
     try:
@@ -248,7 +268,7 @@ def compare_layer(
             )
         expected = both_ways(twin.double(), x.double(), grad.double())
         for name, truth in expected.items():
-            allowed = allowed_error(reference[name], truth, dtype, LAYER_FACTOR)
+            allowed = allowed_errors(reference[name], truth, dtype, LAYER_FACTOR)
             row.add(name, actual[name], truth, allowed)
     except Exception as error:  # a kernel that refuses is one row that fails
         row.failures.append(f"{type(error).__name__}: {first_line(error)}")

@@ -195,7 +195,7 @@ def table(found: list[Row]):
         ("worst error", "right"), ("allowed", "right"), ("of", "left"),
         ("torch ms", "right"), ("fastconv ms", "right"), ("", "left"),
     ):  # fmt: skip
-        result.add_column(title, justify=side, no_wrap=title != "of", overflow="ellipsis")
+        result.add_column(title, justify=side, no_wrap=True, overflow="ellipsis")
     for row in found:
         result.add_row(
             row.name, row.input, row.dtype, f"{row.parameters:,}",
