@@ -6,6 +6,7 @@
 
 #include "cpu/cpu.h"
 #include "plan.h"
+#include "tensor.h"
 
 namespace py = pybind11;
 
@@ -70,6 +71,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", [] { return std::string(cpu_kernels().isa); });
   m.def("cpu_isas", &cpu_isas);
   m.def("set_cpu_isa", &set_cpu_isa);
+  m.def("set_poison", [](bool on) { poisoned = poison_scratch = on; });
   m.def("conv_output_size", &output_size);
   m.def("explain", &explain_rows);
   m.def("algorithms", &algorithms);

@@ -6,10 +6,13 @@ namespace fastconv {
 
 namespace {
 
-const char* refuse_conv1x1(const ConvProblem& p, const Capabilities&, Direction) {
+const char* refuse_conv1x1(const ConvProblem& p, const Capabilities&, Direction direction) {
   if (p.R != 1 || p.S != 1) return "the kernel is larger than 1x1";
   if (p.pad_t || p.pad_l || p.pad_b || p.pad_r) return "a padded 1x1 reads outside the input";
   if (p.G != 1) return "groups split the GEMM";
+  if (direction == Direction::weight_grad) return "the direct kernel sums over pixels as well";
+  if (direction == Direction::input_grad && (p.stride_h > 1 || p.stride_w > 1))
+    return "the gradient of a strided 1x1 is written by stride phase";
   return nullptr;
 }
 

@@ -61,6 +61,11 @@ static inline Blocking conv_blocking(const TapConv& job, int64_t panel, int64_t 
   return b;
 }
 
+// Depthwise by vectors along channels; its tasks are rows of outputs, else they are planes.
+static inline bool depthwise_channels(const TapConv& job) {
+  return job.K == 1 && job.xs[1] == 1 && job.ys[1] == 1;
+}
+
 // A task of the weight gradient owns (group, chunk of C, range of panels) and loops over all
 // pixels in a fixed order: bitwise repeatable for any number of threads.
 static inline Blocking weight_grad_blocking(const WeightGrad& job, int64_t panel, int64_t element) {

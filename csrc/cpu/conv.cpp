@@ -75,8 +75,7 @@ void run_direct(const TapConv& job) {
 
 void run_depthwise(const TapConv& job) {
   const KernelTable& kernels = cpu_kernels();
-  const bool rows = job.K == 1 && job.xs[1] == 1 && job.ys[1] == 1;
-  parallel_tasks(rows ? job.N * job.P : job.N * job.G * job.K, 20 * flops(job),
+  parallel_tasks(depthwise_channels(job) ? job.N * job.P : job.N * job.G * job.K, 20 * flops(job),
                  [&](int64_t begin, int64_t end) {
                    void* own = scratch(Slot::own, kernels.depthwise_scratch(job));
                    kernels.depthwise_run(job, own, begin, end);
@@ -96,10 +95,6 @@ void add_operand(const OptionalTensor& t, const char* name, const Tensor& input)
   if (t) check_same(input, "input", *t, name, "conv2d");
 }
 
-ConvProblem problem_of(const View& x, const View& w, const ConvSettings& s, DType dtype) {
-  return make_conv_problem(x.size, w.size, s, dtype);
-}
-
 }  // namespace
 
 Tensor conv2d_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
@@ -110,8 +105,8 @@ Tensor conv2d_cpu(const Tensor& input, const Tensor& weight, const OptionalTenso
   check_same(input, "input", weight, "weight", "conv2d");
   add_operand(bias, "bias", input);
   add_operand(residual, "residual", input);
-  const ConvProblem p = problem_of(
-      x, w, {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, activation},
+  const ConvProblem p = make_conv_problem(
+      x.size, w.size, {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, activation},
       dtype_of(input, "conv2d"));
   const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
   if (bias)
@@ -134,9 +129,7 @@ Tensor conv2d_cpu(const Tensor& input, const Tensor& weight, const OptionalTenso
   if (bias) job.bias = bias->const_data_ptr(), job.bias_s = bias->stride(0);
   if (residual) {
     const View r = view_of(*residual, "conv2d", "residual");
-    for (int i = 0; i < 4; ++i)
-      check(r.size[i] == y_size[i], "conv2d: residual of size ", shape(r.size, 4),
-            " must have the output's size ", shape(y_size, 4));
+    check_size("conv2d", "residual", r, y_size);
     job.residual = r.data;
     set_strides(job.rs, r);
   }
@@ -156,9 +149,7 @@ Tensor conv2d_input_grad_cpu(const Tensor& grad, const Tensor& weight, int64_t H
       x_size, w.size, {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0},
       dtype_of(grad, op));
   const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
-  for (int i = 0; i < 4; ++i)
-    check(dy.size[i] == y_size[i], op, ": grad of size ", shape(dy.size, 4),
-          " must have the output's size ", shape(y_size, 4));
+  check_size(op, "grad", dy, y_size);
   const Tensor output = empty4(grad, x_size, channels_last(dy), p.dtype);
   const View dx = view_of(output, op, "output");
   const Algorithm algorithm = plan(p, kCpu, Direction::input_grad).algorithm;
@@ -182,8 +173,7 @@ Tensor conv2d_input_grad_cpu(const Tensor& grad, const Tensor& weight, int64_t H
       set_strides(job.ys, dx);
       job.y = (char*)dx.data + (a * dx.stride[2] + b * dx.stride[3]) * size;
       job.ys[2] *= p.stride_h, job.ys[3] *= p.stride_w;
-      const bool unit = p.stride_h == 1 && p.stride_w == 1;
-      run(job, algorithm == Algorithm::conv1x1 && !unit ? Algorithm::direct : algorithm);
+      run(job, algorithm);
     }
   return output;
 }
@@ -202,9 +192,7 @@ Tensor conv2d_weight_grad_cpu(const Tensor& input, const Tensor& grad, int64_t R
       x.size, w_size, {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0},
       dtype_of(input, op));
   const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
-  for (int i = 0; i < 4; ++i)
-    check(dy.size[i] == y_size[i], op, ": grad of size ", shape(dy.size, 4),
-          " must have the output's size ", shape(y_size, 4));
+  check_size(op, "grad", dy, y_size);
   const Tensor output = empty4(input, w_size, false, p.dtype);
   const View dw = view_of(output, op, "output");
   WeightGrad job = {};
@@ -243,10 +231,7 @@ Tensor conv2d_bias_grad_cpu(const Tensor& grad) {
   const View dy = view_of(grad, op, "grad");
   const DType dtype = dtype_of(grad, op);
   const int64_t size[1] = {dy.size[1]}, stride[1] = {1};
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      1, size, stride, torch_dtype(dtype), aoti_torch_device_type_cpu(), 0, &handle));
-  const Tensor output(handle);
+  const Tensor output = empty(grad, 1, size, stride, torch_dtype(dtype));
   void* db = output.mutable_data_ptr();
   parallel_tasks(dy.size[1], 20.0 * dy.size[0] * dy.size[1] * dy.size[2] * dy.size[3],
                  [&](int64_t begin, int64_t end) {

@@ -1,6 +1,7 @@
 #include "cpu.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include <atomic>
 #include <memory>
@@ -67,6 +68,8 @@ const KernelTable& cpu_kernels() {
   return *table;
 }
 
+bool poison_scratch = false;
+
 void* scratch(Slot slot, size_t bytes) {
   struct Free {
     void operator()(void* p) const { free(p); }
@@ -86,6 +89,7 @@ void* scratch(Slot slot, size_t bytes) {
     if (!b.memory) throw std::bad_alloc();
     b.size = rounded;
   }
+  if (poison_scratch) memset(b.memory.get(), 0xff, bytes);
   return b.memory.get();
 }
 

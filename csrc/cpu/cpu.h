@@ -18,6 +18,7 @@ void set_cpu_isa(const std::string& name);
 // Memory of this thread, 64-byte aligned, kept between calls up to a bound. Two slots: `shared`
 // is read by every thread of a parallel region, `own` belongs to one task.
 enum class Slot { shared, own };
+extern bool poison_scratch;  // tests: fill with NaN before each use
 void* scratch(Slot slot, size_t bytes);
 
 }  // namespace fastconv

@@ -88,10 +88,6 @@ inline int64_t depthwise_plane_elements(int64_t P, int64_t Q, int64_t stride_h, 
                                  max64(slab_rows(Q, stride_w, cols), 1), stride_w);
 }
 
-inline bool depthwise_channels(const TapConv& job) {
-  return job.K == 1 && job.xs[1] == 1 && job.ys[1] == 1;
-}
-
 template <class S>
 inline int64_t depthwise_scratch(const TapConv& job) {
   typedef Compute<S> T;

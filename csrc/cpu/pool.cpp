@@ -37,12 +37,6 @@ IndexType index_type_of(const Tensor& index, const char* op) {
   return IndexType::flat64;
 }
 
-void check_size(const char* op, const char* name, const View& v, const int64_t size[4]) {
-  for (int i = 0; i < 4; ++i)
-    check(v.size[i] == size[i], op, ": ", name, " of size ", shape(v.size, 4),
-          " must have size ", shape(size, 4));
-}
-
 std::tuple<Tensor, Tensor> max_pool(const char* op, const Tensor& input, const PoolSettings& s,
                                     IndexType type) {
   const View x = view_of(input, op, "input");

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from .registry import Op
-from .sizes import activation_code, batched, check, empty
+from .sizes import activation_code, autocast_enabled, batched, check, empty
+from .vmap import fold_batch
 
 
 def residual_add(input: Tensor, shortcut: Tensor, activation: str | None = None) -> Tensor:
@@ -29,7 +28,7 @@ def residual_add(input: Tensor, shortcut: Tensor, activation: str | None = None)
     """
     code = activation_code(activation)
     _check_sizes("residual_add", input=input, shortcut=shortcut)
-    if input.dtype != shortcut.dtype and torch.is_autocast_enabled(input.device.type):
+    if input.dtype != shortcut.dtype and autocast_enabled(input):
         dtype = torch.promote_types(input.dtype, shortcut.dtype)
         input, shortcut = input.to(dtype), shortcut.to(dtype)
     input, added = batched(input, "residual_add")
@@ -44,28 +43,6 @@ def activation_grad(grad: Tensor, output: Tensor, activation: int) -> Tensor:
     dz = dy where y > 0 or y is NaN, else 0 (relu, code 1); dz = dy * y * (1 - y) (sigmoid, code 2).
     """
     return _activation_grad(grad, output, activation)
-
-
-def fold_batch(name: str) -> Callable:
-    """The vmap rule of op `name`: the mapped axis of every tensor argument joins the batch."""
-    op = getattr(torch.ops.fastconv, name)
-
-    def fold(t: Tensor, dim: int | None, size: int) -> Tensor:
-        t = t.unsqueeze(0).expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
-        return t.flatten(0, 1)
-
-    def rule(info, in_dims, *args):
-        size = info.batch_size
-        folded = [
-            fold(a, dim, size) if isinstance(a, Tensor) else a
-            for a, dim in zip(args, in_dims, strict=True)
-        ]
-        output = op(*folded)
-        if isinstance(output, Tensor):
-            return output.unflatten(0, (size, output.shape[0] // size)), 0
-        return tuple(y.unflatten(0, (size, y.shape[0] // size)) for y in output), (0,) * len(output)
-
-    return rule
 
 
 # --- fake kernels -------------------------------------------------------------------------------

@@ -9,7 +9,17 @@ from torch import Tensor
 
 from .add import activation_grad
 from .registry import Op
-from .sizes import activation_code, batched, check, conv_padding, conv_shape, empty, pair
+from .sizes import (
+    activation_code,
+    autocast_enabled,
+    batched,
+    check,
+    conv_padding,
+    conv_shape,
+    empty,
+    pair,
+)
+from .vmap import to_batch, to_channels
 
 Pair = int | Sequence[int]
 
@@ -57,8 +67,7 @@ def conv2d(
         )
     stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
     pads = conv_padding(padding, weight.shape[2:], stride, dilation)
-    device = input.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):  # meta has no autocast state
+    if autocast_enabled(input):
         input, weight, bias, residual = _autocast(input, weight, bias, residual)
     input, added = batched(input, "conv2d")
     if added and residual is not None:
@@ -171,10 +180,7 @@ def _conv2d_fake(input, weight, bias, residual, *settings):
     if residual is not None:
         check(
             residual.dim() == 4 and all(a == b for a, b in zip(residual.shape, size, strict=True)),
-            lambda: (
-                f"conv2d: residual of size {list(residual.shape)} must have the output's size "
-                f"{size}"
-            ),
+            lambda: f"conv2d: residual of size {list(residual.shape)} must have size {size}",
         )
     return empty(input, size)
 
@@ -201,24 +207,6 @@ def _bias_grad_fake(grad):
 # NOTE the rules call the public ops: an Op's own call would start a transform again.
 
 
-def _to_batch(t: Tensor | None, dim: int | None, size: int) -> Tensor | None:
-    if t is None:
-        return None
-    t = t.unsqueeze(0).expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
-    return t.reshape(-1, *t.shape[2:])
-
-
-def _to_channels(t: Tensor | None, dim: int | None, size: int, axis: int) -> Tensor | None:
-    """(…, X, …) at `axis` to (…, size * X, …)."""
-    if t is None:
-        return None
-    if dim is None:
-        t = t.unsqueeze(axis).expand(*t.shape[:axis], size, *t.shape[axis:])
-    else:
-        t = t.movedim(dim, axis)
-    return t.flatten(axis, axis + 1)
-
-
 def _more_groups(settings: tuple, size: int) -> tuple:
     return (*settings[:8], settings[8] * size, *settings[9:])
 
@@ -227,14 +215,14 @@ def _conv2d_vmap(info, in_dims, input, weight, bias, residual, *settings):
     size, (dx, dw, db, dr) = info.batch_size, in_dims[:4]
     if dw is None and db is None:
         y = _conv2d.public(
-            _to_batch(input, dx, size), weight, bias, _to_batch(residual, dr, size), *settings
+            to_batch(input, dx, size), weight, bias, to_batch(residual, dr, size), *settings
         )
         return y.unflatten(0, (size, -1)), 0
     y = _conv2d.public(
-        _to_channels(input, dx, size, 1),
-        _to_channels(weight, dw, size, 0),
-        _to_channels(bias, db, size, 0),
-        _to_channels(residual, dr, size, 1),
+        to_channels(input, dx, size, 1),
+        to_channels(weight, dw, size, 0),
+        to_channels(bias, db, size, 0),
+        to_channels(residual, dr, size, 1),
         *_more_groups(settings, size),
     )
     return y.unflatten(1, (size, -1)), 1
@@ -243,11 +231,11 @@ def _conv2d_vmap(info, in_dims, input, weight, bias, residual, *settings):
 def _input_grad_vmap(info, in_dims, grad, weight, height, width, *settings):
     size, (dg, dw) = info.batch_size, in_dims[:2]
     if dw is None:
-        dx = _conv2d_input_grad.public(_to_batch(grad, dg, size), weight, height, width, *settings)
+        dx = _conv2d_input_grad.public(to_batch(grad, dg, size), weight, height, width, *settings)
         return dx.unflatten(0, (size, -1)), 0
     dx = _conv2d_input_grad.public(
-        _to_channels(grad, dg, size, 1),
-        _to_channels(weight, dw, size, 0),
+        to_channels(grad, dg, size, 1),
+        to_channels(weight, dw, size, 0),
         height,
         width,
         *_more_groups(settings, size),
@@ -258,8 +246,8 @@ def _input_grad_vmap(info, in_dims, grad, weight, height, width, *settings):
 def _weight_grad_vmap(info, in_dims, input, grad, kernel_h, kernel_w, *settings):
     size, (dx, dg) = info.batch_size, in_dims[:2]
     dw = _conv2d_weight_grad.public(
-        _to_channels(input, dx, size, 1),
-        _to_channels(grad, dg, size, 1),
+        to_channels(input, dx, size, 1),
+        to_channels(grad, dg, size, 1),
         kernel_h,
         kernel_w,
         *_more_groups(settings, size),
@@ -268,7 +256,7 @@ def _weight_grad_vmap(info, in_dims, input, grad, kernel_h, kernel_w, *settings)
 
 
 def _bias_grad_vmap(info, in_dims, grad):
-    db = _conv2d_bias_grad.public(_to_channels(grad, in_dims[0], info.batch_size, 1))
+    db = _conv2d_bias_grad.public(to_channels(grad, in_dims[0], info.batch_size, 1))
     return db.unflatten(0, (info.batch_size, -1)), 0
 
 

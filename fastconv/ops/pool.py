@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .add import fold_batch
 from .registry import Op
 from .sizes import batched, check, empty, pair
+from .vmap import fold_batch
 
 Pair = int | Sequence[int]
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

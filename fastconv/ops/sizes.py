@@ -157,3 +157,9 @@ def batched(input: Tensor, name: str) -> tuple[Tensor, bool]:
     raise RuntimeError(
         f"{name}: expected a 3-D (C, H, W) or 4-D (N, C, H, W) input, got size {list(input.shape)}"
     )
+
+
+def autocast_enabled(t: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device; the meta device has no such state."""
+    device = t.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
