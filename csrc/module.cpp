@@ -35,8 +35,7 @@ std::vector<std::pair<std::string, std::string>> explain_rows(const Sizes& input
                                                               const Sizes& window, int direction,
                                                               int backend) {
   std::vector<std::pair<std::string, std::string>> rows;
-  for (const Candidate& c : explain(problem(input, weight, window),
-                                    {static_cast<Backend>(backend)},
+  for (const Candidate& c : explain(problem(input, weight, window), {static_cast<Backend>(backend)},
                                     static_cast<Direction>(direction)))
     rows.emplace_back(c.row->name, c.refusal ? c.refusal : "");
   return rows;

@@ -8,7 +8,7 @@
 namespace fastconv {
 namespace {
 
-#define CONV_WINDOW                                                                           \
+#define CONV_WINDOW                                                                            \
   "SymInt stride_h, SymInt stride_w, SymInt pad_t, SymInt pad_l, SymInt pad_b, SymInt pad_r, " \
   "SymInt dil_h, SymInt dil_w, SymInt groups"
 
@@ -26,8 +26,9 @@ const Schema kSchemas[] = {
                ", int activation, int precision) -> Tensor"},
     {"conv2d_input_grad", "(Tensor grad, Tensor weight, SymInt height, SymInt width, " CONV_WINDOW
                           ", int precision) -> Tensor"},
-    {"conv2d_weight_grad", "(Tensor input, Tensor grad, SymInt kernel_h, SymInt kernel_w, "
-                           CONV_WINDOW ", int precision) -> Tensor"},
+    {"conv2d_weight_grad",
+     "(Tensor input, Tensor grad, SymInt kernel_h, SymInt kernel_w, " CONV_WINDOW
+     ", int precision) -> Tensor"},
     {"conv2d_bias_grad", "(Tensor grad) -> Tensor"},
     {"max_pool2d", "(Tensor input, " MAX_WINDOW ", int ceil_mode) -> Tensor"},
     {"max_pool2d_window", "(Tensor input, " MAX_WINDOW ", int ceil_mode) -> (Tensor, Tensor)"},

@@ -57,9 +57,9 @@ PoolProblem make_pool_problem(const char* op, const int64_t input_size[4], const
   PoolProblem p = problem(input_size, s, dtype);
   p.rows.out = output_size(p.rows, s.ceil_mode), p.cols.out = output_size(p.cols, s.ceil_mode);
   check(p.rows.out > 0 && p.cols.out > 0, op, ": input of size ", shape(input_size, 4),
-        " with kernel_size=(", s.kernel_h, ", ", s.kernel_w, "), padding=(", s.pad_h, ", ",
-        s.pad_w, "), dilation=(", s.dil_h, ", ", s.dil_w, ") gives an output of size (",
-        p.rows.out, " x ", p.cols.out, "), which is too small");
+        " with kernel_size=(", s.kernel_h, ", ", s.kernel_w, "), padding=(", s.pad_h, ", ", s.pad_w,
+        "), dilation=(", s.dil_h, ", ", s.dil_w, ") gives an output of size (", p.rows.out, " x ",
+        p.cols.out, "), which is too small");
   return p;
 }
 

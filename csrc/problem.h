@@ -3,7 +3,8 @@
 // Legend, used in every kernel, planner and blocking file:
 //   N batch   C input channels   H W input size   K output channels   R S kernel size
 //   P Q output size   G groups   m output pixels   T type of the arithmetic   S (type) storage
-//   y[n,k,p,q] = sum_{c,r,s} x[n, c, p*stride_h + r*dil_h - pad_t, q*stride_w + s*dil_w - pad_l] * w[k,c,r,s]
+//   y[n,k,p,q] = sum_{c,r,s} x[n, c, p*stride_h + r*dil_h - pad_t, q*stride_w + s*dil_w - pad_l] *
+//   w[k,c,r,s]
 #pragma once
 #include <stdint.h>
 
@@ -15,8 +16,8 @@ enum class Direction : int32_t { forward = 0, input_grad = 1, weight_grad = 2 };
 
 // A 4-D tensor in memory: strides in elements, any order, 0 where expanded.
 struct View {
-  void* data;        // may be null where an operand is optional
-  int64_t size[4];   // N C H W
+  void* data;       // may be null where an operand is optional
+  int64_t size[4];  // N C H W
   int64_t stride[4];
 };
 
@@ -37,7 +38,8 @@ struct ConvSettings {
   int64_t stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, activation;
 };
 
-// Output size along one axis: floor((in + pad_before + pad_after - dil * (k - 1) - 1) / stride) + 1.
+// Output size along one axis: floor((in + pad_before + pad_after - dil * (k - 1) - 1) / stride)
+// + 1.
 int64_t conv_output_size(int64_t in, int64_t k, int64_t stride, int64_t pad_before,
                          int64_t pad_after, int64_t dil);
 

@@ -23,7 +23,8 @@ inline DType dtype_of(const Tensor& t, const char* op) {
   if (code == aoti_torch_dtype_float64()) return DType::f64;
   if (code == aoti_torch_dtype_bfloat16()) return DType::bf16;
   if (code == aoti_torch_dtype_float16()) return DType::f16;
-  fail(op, ": expected a float32, float64, bfloat16 or float16 tensor; other dtypes are not supported");
+  fail(op,
+       ": expected a float32, float64, bfloat16 or float16 tensor; other dtypes are not supported");
 }
 
 inline const char* name_of(DType d) {
@@ -74,8 +75,8 @@ inline void dense_strides(const int64_t size[4], bool channels_last, int64_t str
 
 inline void check_size(const char* op, const char* name, const View& v, const int64_t size[4]) {
   for (int i = 0; i < 4; ++i)
-    check(v.size[i] == size[i], op, ": ", name, " of size ", shape(v.size, 4),
-          " must have size ", shape(size, 4));
+    check(v.size[i] == size[i], op, ": ", name, " of size ", shape(v.size, 4), " must have size ",
+          shape(size, 4));
 }
 
 // Tests fill every output and scratch buffer with NaN (bytes of ones) before a kernel runs.

@@ -14,8 +14,8 @@ bool dense(const View& v, bool channels_last) {
   return true;
 }
 
-Tensor run(const char* op, const Tensor& a, const char* name_a, const Tensor& b,
-           const char* name_b, int64_t activation, bool grad) {
+Tensor run(const char* op, const Tensor& a, const char* name_a, const Tensor& b, const char* name_b,
+           int64_t activation, bool grad) {
   PairJob job = {};
   job.a = view_of(a, op, name_a), job.b = view_of(b, op, name_b);
   check_same(a, name_a, b, name_b, op);
@@ -35,11 +35,10 @@ Tensor run(const char* op, const Tensor& a, const char* name_a, const Tensor& b,
   job.total = size[0] * size[1] * size[2] * size[3];
   if (job.total == 0) return output;
   const bool channels = job.out.stride[1] == 1 && size[1] > 1;
-  const int64_t tasks = job.dense ? (job.total + kPairBlock - 1) / kPairBlock
-                                  : size[0] * size[channels ? 2 : 1];
-  parallel_tasks(tasks, 16.0 * job.total, [&](int64_t begin, int64_t end) {
-    cpu_kernels().pair_run(job, begin, end);
-  });
+  const int64_t tasks =
+      job.dense ? (job.total + kPairBlock - 1) / kPairBlock : size[0] * size[channels ? 2 : 1];
+  parallel_tasks(tasks, 16.0 * job.total,
+                 [&](int64_t begin, int64_t end) { cpu_kernels().pair_run(job, begin, end); });
   return output;
 }
 

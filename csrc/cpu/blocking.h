@@ -29,8 +29,8 @@ static inline bool planar_slab(int64_t channels, const int64_t strides[4]) {
 
 // Output rectangle of about `pixels` whose slab of all channels stays under kSlabBytes.
 static inline void choose_rectangle(Blocking& b, int64_t P, int64_t Q, int64_t channels,
-                             int64_t stride_h, int64_t stride_w, const TapAxis& rows,
-                             const TapAxis& cols, int64_t element, int64_t pixels) {
+                                    int64_t stride_h, int64_t stride_w, const TapAxis& rows,
+                                    const TapAxis& cols, int64_t element, int64_t pixels) {
   b.cols = even_share(Q, Q > 2 * pixels ? pixels : Q);
   b.rows = min64(max64(pixels / max64(b.cols, 1), 1), max64(P, 1));
   auto slab = [&](int64_t r) {
@@ -43,17 +43,18 @@ static inline void choose_rectangle(Blocking& b, int64_t P, int64_t Q, int64_t c
 }
 
 static inline Blocking conv_blocking(const TapConv& job, int64_t panel, int64_t element,
-                              int64_t threads) {
+                                     int64_t threads) {
   Blocking b = {};
   const int64_t taps = max64(job.rows.count * job.cols.count, 1);
   b.planar = planar_slab(job.C, job.xs);
   b.chunk = even_share(job.C, max64(kChunkBytes / (taps * panel * element), 4));
-  choose_rectangle(b, job.P, job.Q, job.C, job.stride_h, job.stride_w, job.rows, job.cols,
-                   element, kBlockPixels);
+  choose_rectangle(b, job.P, job.Q, job.C, job.stride_h, job.stride_w, job.rows, job.cols, element,
+                   kBlockPixels);
   const int64_t panels = ceil_div(job.K, panel);
   const int64_t blocks = job.N * job.G * b.row_blocks * b.col_blocks;
   // Panels are split over tasks only where there are too few blocks to keep every thread busy.
-  const int64_t wanted = threads == 1 || blocks >= 4 * threads ? 1 : ceil_div(4 * threads, max64(blocks, 1));
+  const int64_t wanted =
+      threads == 1 || blocks >= 4 * threads ? 1 : ceil_div(4 * threads, max64(blocks, 1));
   b.panels = even_share(panels, ceil_div(panels, min64(wanted, panels)));
   b.panel_blocks = ceil_div(panels, b.panels);
   b.chunk_blocks = ceil_div(job.C, b.chunk);

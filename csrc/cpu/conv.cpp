@@ -10,9 +10,7 @@ namespace {
 constexpr Capabilities kCpu = {Backend::cpu};
 
 // A kernel axis of the forward direction: tap r at p * stride + r * dil - pad.
-TapAxis forward_axis(int64_t taps, int64_t dil, int64_t pad) {
-  return {taps, 0, 1, -pad, dil};
-}
+TapAxis forward_axis(int64_t taps, int64_t dil, int64_t pad) { return {taps, 0, 1, -pad, dil}; }
 
 // One stride phase of the input gradient: dx at h = phase + stride * i takes the taps r with
 // (phase + pad - r * dil) divisible by stride, at dy position i + (phase + pad - r * dil) / stride.
@@ -98,15 +96,16 @@ void add_operand(const OptionalTensor& t, const char* name, const Tensor& input)
 }  // namespace
 
 Tensor conv2d_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                  const OptionalTensor& residual, int64_t stride_h, int64_t stride_w,
-                  int64_t pad_t, int64_t pad_l, int64_t pad_b, int64_t pad_r, int64_t dil_h,
-                  int64_t dil_w, int64_t groups, int64_t activation, int64_t /*precision*/) {
+                  const OptionalTensor& residual, int64_t stride_h, int64_t stride_w, int64_t pad_t,
+                  int64_t pad_l, int64_t pad_b, int64_t pad_r, int64_t dil_h, int64_t dil_w,
+                  int64_t groups, int64_t activation, int64_t /*precision*/) {
   const View x = view_of(input, "conv2d", "input"), w = view_of(weight, "conv2d", "weight");
   check_same(input, "input", weight, "weight", "conv2d");
   add_operand(bias, "bias", input);
   add_operand(residual, "residual", input);
   const ConvProblem p = make_conv_problem(
-      x.size, w.size, {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, activation},
+      x.size, w.size,
+      {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, activation},
       dtype_of(input, "conv2d"));
   const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
   if (bias)
@@ -233,10 +232,9 @@ Tensor conv2d_bias_grad_cpu(const Tensor& grad) {
   const int64_t size[1] = {dy.size[1]}, stride[1] = {1};
   const Tensor output = empty(grad, 1, size, stride, torch_dtype(dtype));
   void* db = output.mutable_data_ptr();
-  parallel_tasks(dy.size[1], 20.0 * dy.size[0] * dy.size[1] * dy.size[2] * dy.size[3],
-                 [&](int64_t begin, int64_t end) {
-                   cpu_kernels().bias_grad_run(dy, dtype, db, begin, end);
-                 });
+  parallel_tasks(
+      dy.size[1], 20.0 * dy.size[0] * dy.size[1] * dy.size[2] * dy.size[3],
+      [&](int64_t begin, int64_t end) { cpu_kernels().bias_grad_run(dy, dtype, db, begin, end); });
   return output;
 }
 

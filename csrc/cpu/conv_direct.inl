@@ -120,8 +120,15 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
           job.bias ? (const S*)job.bias + k0 * job.bias_s : nullptr,
           job.residual ? (const S*)job.residual + n * job.rs[0] + k0 * job.rs[1] : nullptr,
           (S*)job.y + n * job.ys[0] + k0 * job.ys[1],
-          job.bias_s, job.rs[1], job.rs[2], job.rs[3], job.ys[1], job.ys[2], job.ys[3],
-          min64(L, job.K - panel * L), job.activation};
+          job.bias_s,
+          job.rs[1],
+          job.rs[2],
+          job.rs[3],
+          job.ys[1],
+          job.ys[2],
+          job.ys[3],
+          min64(L, job.K - panel * L),
+          job.activation};
       store_panel<S>(to, acc, p0, q0, rows, cols);
     }
   }

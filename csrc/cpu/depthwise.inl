@@ -35,7 +35,8 @@ inline void depthwise_pixel(const TapConv& job, const Compute<S>* w, int64_t n, 
       const T* tap = w + (i * job.cols.count + j) * channels + c0;
       if (lanes == 2 * W) {
         for (int half = 0; half < 2 * W; half += W)
-          store<T>(v + half, load<T>(v + half) + load_widened<S>(from + half) * load<T>(tap + half));
+          store<T>(v + half,
+                   load<T>(v + half) + load_widened<S>(from + half) * load<T>(tap + half));
       } else {
         for (int64_t c = 0; c < lanes; ++c) v[c] += widen(from[c]) * tap[c];
       }
@@ -43,19 +44,28 @@ inline void depthwise_pixel(const TapConv& job, const Compute<S>* w, int64_t n, 
   const PanelStore<S> to = {
       job.bias ? (const S*)job.bias + c0 * job.bias_s : nullptr,
       job.residual ? (const S*)job.residual + n * job.rs[0] + c0 * job.rs[1] : nullptr,
-      (S*)job.y + n * job.ys[0] + c0, job.bias_s, job.rs[1], job.rs[2], job.rs[3],
-      job.ys[1], job.ys[2], job.ys[3], lanes, job.activation};
+      (S*)job.y + n * job.ys[0] + c0,
+      job.bias_s,
+      job.rs[1],
+      job.rs[2],
+      job.rs[3],
+      job.ys[1],
+      job.ys[2],
+      job.ys[3],
+      lanes,
+      job.activation};
   store_panel<S>(to, v, p, q, 1, 1);
 }
 
-// A plane of the input, padded, columns split by phase: column j at (j % stride) * span + j / stride.
+// A plane of the input, padded, columns split by phase: column j at (j % stride) * span + j /
+// stride.
 template <class S>
 struct PhasePlane {
   Compute<S>* data;
   int64_t row, span;
 
   static int64_t elements(int64_t rows, int64_t cols, int64_t stride) {
-    return rows * stride * (ceil_div(cols, stride) + kW<Compute<S>>) + kW<Compute<S>>;
+    return rows * stride * (ceil_div(cols, stride) + kW<Compute<S>>)+kW<Compute<S>>;
   }
 
   void fill(const S* x, int64_t h_s, int64_t w_s, int64_t H, int64_t W, int64_t row0, int64_t rows,
@@ -92,8 +102,8 @@ template <class S>
 inline int64_t depthwise_scratch(const TapConv& job) {
   typedef Compute<S> T;
   const int64_t weights = align64(job.G * job.rows.count * job.cols.count * sizeof(T));
-  const int64_t plane = depthwise_plane_elements<S>(job.P, job.Q, job.stride_h, job.stride_w,
-                                                    job.rows, job.cols);
+  const int64_t plane =
+      depthwise_plane_elements<S>(job.P, job.Q, job.stride_h, job.stride_w, job.rows, job.cols);
   return max64(weights, align64(plane * sizeof(T)));
 }
 
@@ -110,8 +120,7 @@ inline void depthwise_channel_rows(const TapConv& job, void* scratch, int64_t be
   for (int64_t task = begin; task < end; ++task)
     for (int64_t c0 = 0; c0 < job.G; c0 += kPanel<T>)
       for (int64_t q = 0; q < job.Q; ++q)
-        depthwise_pixel<S>(job, w, task / job.P, task % job.P, q, c0,
-                           min64(kPanel<T>, job.G - c0));
+        depthwise_pixel<S>(job, w, task / job.P, task % job.P, q, c0, min64(kPanel<T>, job.G - c0));
 }
 
 template <class S>
@@ -127,8 +136,16 @@ inline void depthwise_plane(const TapConv& job, PhasePlane<S>& plane, int64_t n,
   const PanelStore<S> to = {
       job.bias ? (const S*)job.bias + k * job.bias_s : nullptr,
       job.residual ? (const S*)job.residual + n * job.rs[0] + k * job.rs[1] : nullptr,
-      (S*)job.y + n * job.ys[0] + k * job.ys[1], job.bias_s, job.rs[1], job.rs[2], job.rs[3],
-      job.ys[1], job.ys[2], job.ys[3], 1, job.activation};
+      (S*)job.y + n * job.ys[0] + k * job.ys[1],
+      job.bias_s,
+      job.rs[1],
+      job.rs[2],
+      job.rs[3],
+      job.ys[1],
+      job.ys[2],
+      job.ys[3],
+      1,
+      job.activation};
   const T bias = to.bias ? widen(*to.bias) : T(0);
   for (int64_t p = 0; p < job.P; ++p) {
     for (int64_t q = 0; q < job.Q; q += W) {
@@ -170,8 +187,9 @@ template <class S>
 inline int64_t depthwise_weight_grad_scratch(const WeightGrad& job) {
   typedef Compute<S> T;
   return align64(depthwise_plane_elements<S>(job.P, job.Q, job.stride_h, job.stride_w, job.rows,
-                                             job.cols) * sizeof(T)) +
-         align64((job.Q + kW<T>) * job.P * sizeof(T)) +
+                                             job.cols) *
+                 sizeof(T)) +
+         align64((job.Q + kW<T>)*job.P * sizeof(T)) +
          align64(job.rows.count * job.cols.count * sizeof(double));
 }
 
@@ -184,7 +202,9 @@ inline void depthwise_weight_grad_run(const WeightGrad& job, void* scratch, int6
   const int64_t taps = job.rows.count * job.cols.count, pitch = ceil_div(job.Q, W) * W;
   PhasePlane<S> plane = {(T*)scratch, 0, 0};
   T* dy = plane.data + align64(depthwise_plane_elements<S>(job.P, job.Q, job.stride_h, job.stride_w,
-                                                           job.rows, job.cols) * sizeof(T)) / sizeof(T);
+                                                           job.rows, job.cols) *
+                               sizeof(T)) /
+                           sizeof(T);
   double* sums = (double*)((char*)dy + align64((job.Q + W) * job.P * sizeof(T)));
   for (int64_t k = begin; k < end; ++k) {
     const int64_t g = k / job.K;

@@ -19,12 +19,24 @@
 namespace fastconv::FASTCONV_NS {
 
 // Calls the instance of a kernel for the job's storage type.
-#define FASTCONV_BY_DTYPE(dtype, call)                    \
-  switch (dtype) {                                        \
-    case DType::f32: { typedef float S; return call; }    \
-    case DType::f64: { typedef double S; return call; }   \
-    case DType::bf16: { typedef bf16 S; return call; }    \
-    default: { typedef f16 S; return call; }              \
+#define FASTCONV_BY_DTYPE(dtype, call) \
+  switch (dtype) {                     \
+    case DType::f32: {                 \
+      typedef float S;                 \
+      return call;                     \
+    }                                  \
+    case DType::f64: {                 \
+      typedef double S;                \
+      return call;                     \
+    }                                  \
+    case DType::bf16: {                \
+      typedef bf16 S;                  \
+      return call;                     \
+    }                                  \
+    default: {                         \
+      typedef f16 S;                   \
+      return call;                     \
+    }                                  \
   }
 
 static int64_t packed_size(const TapConv& j) {
@@ -40,9 +52,7 @@ static void run(const TapConv& j, const Blocking& b, const void* packed, void* s
                 int64_t begin, int64_t end) {
   FASTCONV_BY_DTYPE(j.dtype, conv_run<S>(j, b, packed, scratch, begin, end))
 }
-static int64_t dw_scratch(const TapConv& j) {
-  FASTCONV_BY_DTYPE(j.dtype, depthwise_scratch<S>(j))
-}
+static int64_t dw_scratch(const TapConv& j) { FASTCONV_BY_DTYPE(j.dtype, depthwise_scratch<S>(j)) }
 static void dw_run(const TapConv& j, void* scratch, int64_t begin, int64_t end) {
   FASTCONV_BY_DTYPE(j.dtype, depthwise_run<S>(j, scratch, begin, end))
 }
@@ -62,9 +72,7 @@ static void dwg_run(const WeightGrad& j, void* scratch, int64_t begin, int64_t e
 static void bg_run(const View& dy, DType dtype, void* db, int64_t begin, int64_t end) {
   FASTCONV_BY_DTYPE(dtype, bias_grad_run<S>(dy, db, begin, end))
 }
-static int64_t pl_scratch(const PoolJob& j) {
-  FASTCONV_BY_DTYPE(j.p.dtype, pool_scratch<S>(j))
-}
+static int64_t pl_scratch(const PoolJob& j) { FASTCONV_BY_DTYPE(j.p.dtype, pool_scratch<S>(j)) }
 static void mp_run(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
   FASTCONV_BY_DTYPE(j.p.dtype, max_pool_run<S>(j, scratch, begin, end))
 }
@@ -90,27 +98,13 @@ namespace fastconv {
 
 extern const KernelTable FASTCONV_TABLE;
 const KernelTable FASTCONV_TABLE = {
-    FASTCONV_ISA_NAME,
-    FASTCONV_NS::kPanel<float>,
-    FASTCONV_NS::kPanel<double>,
-    FASTCONV_NS::packed_size,
-    FASTCONV_NS::pack,
-    FASTCONV_NS::scratch,
-    FASTCONV_NS::run,
-    FASTCONV_NS::dw_scratch,
-    FASTCONV_NS::dw_run,
-    FASTCONV_NS::wg_scratch,
-    FASTCONV_NS::wg_run,
-    FASTCONV_NS::dwg_scratch,
-    FASTCONV_NS::dwg_run,
-    FASTCONV_NS::bg_run,
-    FASTCONV_NS::fma_peak,
-    FASTCONV_NS::pl_scratch,
-    FASTCONV_NS::mp_run,
-    FASTCONV_NS::mpg_run,
-    FASTCONV_NS::gather_run,
-    FASTCONV_NS::ap_run,
-    FASTCONV_NS::apg_run,
+    FASTCONV_ISA_NAME,        FASTCONV_NS::kPanel<float>, FASTCONV_NS::kPanel<double>,
+    FASTCONV_NS::packed_size, FASTCONV_NS::pack,          FASTCONV_NS::scratch,
+    FASTCONV_NS::run,         FASTCONV_NS::dw_scratch,    FASTCONV_NS::dw_run,
+    FASTCONV_NS::wg_scratch,  FASTCONV_NS::wg_run,        FASTCONV_NS::dwg_scratch,
+    FASTCONV_NS::dwg_run,     FASTCONV_NS::bg_run,        FASTCONV_NS::fma_peak,
+    FASTCONV_NS::pl_scratch,  FASTCONV_NS::mp_run,        FASTCONV_NS::mpg_run,
+    FASTCONV_NS::gather_run,  FASTCONV_NS::ap_run,        FASTCONV_NS::apg_run,
     FASTCONV_NS::pr_run,
 };
 

@@ -10,7 +10,7 @@ namespace fastconv {
 
 // The taps of a kernel along one axis, an arithmetic progression in position and in weight index.
 struct TapAxis {
-  int64_t count;        // may be 0 in a phase of the input gradient
+  int64_t count;                // may be 0 in a phase of the input gradient
   int64_t index, index_step;    // weight row (column) of tap i: index + i * index_step
   int64_t offset, offset_step;  // input position of tap i relative to p * stride; offset_step >= 0
 };
@@ -22,15 +22,15 @@ struct TapConv {
   TapAxis rows, cols;
   DType dtype;
   Activation activation;
-  const void* x;   // [N, G * C, H, W]
+  const void* x;  // [N, G * C, H, W]
   int64_t xs[4];
-  const void* w;   // element (g, k, c, r, s) at g * ws[0] + k * ws[1] + c * ws[2] + ...
+  const void* w;  // element (g, k, c, r, s) at g * ws[0] + k * ws[1] + c * ws[2] + ...
   int64_t ws[5];
-  const void* bias;      // [G * K], stride bias_s; may be null
+  const void* bias;  // [G * K], stride bias_s; may be null
   int64_t bias_s;
   const void* residual;  // [N, G * K, P, Q]; may be null
   int64_t rs[4];
-  void* y;               // [N, G * K, P, Q]
+  void* y;  // [N, G * K, P, Q]
   int64_t ys[4];
 };
 
@@ -40,22 +40,22 @@ struct WeightGrad {
   int64_t stride_h, stride_w;
   TapAxis rows, cols;
   DType dtype;
-  const void* x;   // [N, G * C, H, W]
+  const void* x;  // [N, G * C, H, W]
   int64_t xs[4];
   const void* dy;  // [N, G * K, P, Q]
   int64_t dys[4];
-  void* dw;        // element (g, k, c, r, s), strides as TapConv::ws
+  void* dw;  // element (g, k, c, r, s), strides as TapConv::ws
   int64_t ws[5];
 };
 
 // How a TapConv or WeightGrad is cut; chosen by blocking.h.
 struct Blocking {
-  int64_t rows, cols;      // output block
-  int64_t chunk;           // input channels whose weights stay in L1 (forward), or per task (dw)
-  int64_t panels;          // panels of output channels per task
+  int64_t rows, cols;  // output block
+  int64_t chunk;       // input channels whose weights stay in L1 (forward), or per task (dw)
+  int64_t panels;      // panels of output channels per task
   int64_t row_blocks, col_blocks, panel_blocks, chunk_blocks;
   int64_t tasks;
-  bool planar;             // slab layout: [c][row][col], else [row][col][c]
+  bool planar;  // slab layout: [c][row][col], else [row][col][c]
 };
 
 // What a max pooling says about the place of each maximum.

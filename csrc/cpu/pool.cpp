@@ -16,10 +16,9 @@ void run(const PoolJob& job, Run kernel, const PoolAxis& rows) {
   if (planes * p.rows.out * p.cols.out == 0 && !job.grad) return;
   const double places = double(p.rows.in) * p.cols.in + double(p.rows.out) * p.cols.out;
   const int64_t bytes = cpu_kernels().pool_scratch(job);
-  parallel_tasks(pool_channels(job) ? p.N * result : planes, 16.0 * planes * places,
-                 [&](int64_t begin, int64_t end) {
-                   kernel(job, scratch(Slot::own, bytes), begin, end);
-                 });
+  parallel_tasks(
+      pool_channels(job) ? p.N * result : planes, 16.0 * planes * places,
+      [&](int64_t begin, int64_t end) { kernel(job, scratch(Slot::own, bytes), begin, end); });
 }
 
 int32_t torch_dtype(IndexType type) {
@@ -131,8 +130,7 @@ Tensor max_pool2d_gather_cpu(const Tensor& input, const Tensor& index, int64_t h
   const View x = view_of(input, op, "input"), places = view_of(index, op, "index");
   const PoolProblem p = make_pool_grad_problem(
       op, places.size, height, width,
-      {kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, 0},
-      dtype_of(input, op));
+      {kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, 0}, dtype_of(input, op));
   const int64_t x_size[4] = {p.N, p.C, height, width};
   check_size(op, "input", x, x_size);
   PoolJob job = index_job(op, index, p);
@@ -164,8 +162,8 @@ Tensor avg_pool2d_grad_cpu(const Tensor& grad, int64_t height, int64_t width, in
   const char* op = "avg_pool2d_grad";
   const View dy = view_of(grad, op, "grad");
   PoolProblem p = make_pool_grad_problem(
-      op, dy.size, height, width,
-      {kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, 1, 1, 0}, dtype_of(grad, op));
+      op, dy.size, height, width, {kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, 1, 1, 0},
+      dtype_of(grad, op));
   p.count_include_pad = count_include_pad, p.divisor = divisor_override;
   return avg_grad(op, grad, dy, p);
 }

@@ -79,8 +79,7 @@ template <class T, bool kIndex>
 FASTCONV_INLINE void maximum(Vec<T>& best, IVec<T>& place, Vec<T> v, int64_t tap) {
   const IVec<T> wins = (v > best) | (v != v);
   best = select<T>(wins, v, best);
-  if constexpr (kIndex)
-    place = wins ? IVec<T>{} + (typename TapInt<T>::type)tap : place;
+  if constexpr (kIndex) place = wins ? IVec<T>{} + (typename TapInt<T>::type)tap : place;
 }
 
 template <class S>

@@ -27,11 +27,20 @@ inline int64_t place_of(const PoolJob& j, int64_t index, int64_t p, int64_t q) {
 }
 
 // Calls the instance of a kernel for the job's index type.
-#define FASTCONV_BY_INDEX(j, call)                                 \
-  switch (j.index_type) {                                          \
-    case IndexType::window8: { typedef uint8_t I; return call; }   \
-    case IndexType::window32: { typedef int32_t I; return call; }  \
-    default: { typedef int64_t I; return call; }                   \
+#define FASTCONV_BY_INDEX(j, call) \
+  switch (j.index_type) {          \
+    case IndexType::window8: {     \
+      typedef uint8_t I;           \
+      return call;                 \
+    }                              \
+    case IndexType::window32: {    \
+      typedef int32_t I;           \
+      return call;                 \
+    }                              \
+    default: {                     \
+      typedef int64_t I;           \
+      return call;                 \
+    }                              \
   }
 
 template <class S, class I>

@@ -103,8 +103,8 @@ FASTCONV_INLINE void interleave(Vec<T> a, Vec<T> b, Vec<T>& lo, Vec<T>& hi) {
     hi = __builtin_shuffle(a, b, IVec<T>{4, 12, 5, 13, 6, 14, 7, 15});
   } else {
     lo = __builtin_shuffle(a, b, IVec<T>{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
-    hi = __builtin_shuffle(
-        a, b, IVec<T>{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
+    hi = __builtin_shuffle(a, b,
+                           IVec<T>{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
   }
 }
 

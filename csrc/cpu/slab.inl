@@ -43,7 +43,8 @@ inline void fill_slab_row(Compute<S>* dst, const Slab<Compute<S>>& slab, const S
     if (c_s == 1 && w_s == channels) {
       widen_row<S>(dst, from, body * channels, 1);
     } else if (c_s == 1) {
-      for (int64_t j = 0; j < body; ++j) widen_row<S>(dst + j * channels, from + j * w_s, channels, 1);
+      for (int64_t j = 0; j < body; ++j)
+        widen_row<S>(dst + j * channels, from + j * w_s, channels, 1);
     } else {
       for (int64_t j = 0; j < body; ++j)
         widen_row<S>(dst + j * channels, from + j * w_s, channels, c_s);

@@ -19,7 +19,8 @@ inline void store_scalar(const PanelStore<S>& to, const Compute<S>* acc, int64_t
     T v = acc[k];
     if (to.bias) v += widen(to.bias[k * to.bias_s]);
     if (to.residual) v += widen(to.residual[k * to.r_k + p * to.r_p + q * to.r_q]);
-    to.y[k * to.y_k + p * to.y_p + q * to.y_q] = Narrow<S>::from(activate_scalar<T>(v, to.activation));
+    to.y[k * to.y_k + p * to.y_p + q * to.y_q] =
+        Narrow<S>::from(activate_scalar<T>(v, to.activation));
   }
 }
 

@@ -33,7 +33,8 @@ inline void entry_offsets(const WeightGrad& job, const Slab<T>& slab, int64_t cn
     for (int64_t r = 0; r < job.rows.count; ++r)
       for (int64_t s = 0; s < job.cols.count; ++s) {
         const int64_t tap = r * job.cols.count + s;
-        const int64_t entry = slab.c == 1 ? tap * cn + c : c * job.rows.count * job.cols.count + tap;
+        const int64_t entry =
+            slab.c == 1 ? tap * cn + c : c * job.rows.count * job.cols.count + tap;
         offsets[entry] =
             c * slab.c + r * job.rows.offset_step * slab.h + s * job.cols.offset_step * slab.w;
       }
@@ -41,8 +42,8 @@ inline void entry_offsets(const WeightGrad& job, const Slab<T>& slab, int64_t cn
 
 // sums[entry][kPanel] += the block's products, for one panel of dy.
 template <class T>
-inline void add_block(const Slab<T>& slab, const int64_t* offsets, int64_t entries,
-                      const Run* runs, int64_t rows, const T* dy, T* sums) {
+inline void add_block(const Slab<T>& slab, const int64_t* offsets, int64_t entries, const Run* runs,
+                      int64_t rows, const T* dy, T* sums) {
   constexpr int L = kPanel<T>;
   const int64_t tiles = ceil_div(entries, kTile);
   const T* x[kTile];
@@ -58,8 +59,7 @@ inline void add_block(const Slab<T>& slab, const int64_t* offsets, int64_t entri
 
 template <class S>
 inline void write_weight_grad(const WeightGrad& job, int64_t g, int64_t k0, int64_t lanes,
-                              int64_t c0, int64_t cn, bool channel_last,
-                              const Compute<S>* sums) {
+                              int64_t c0, int64_t cn, bool channel_last, const Compute<S>* sums) {
   constexpr int L = kPanel<Compute<S>>;
   const int64_t taps = job.rows.count * job.cols.count;
   for (int64_t k = 0; k < lanes; ++k)
@@ -68,14 +68,14 @@ inline void write_weight_grad(const WeightGrad& job, int64_t g, int64_t k0, int6
         for (int64_t s = 0; s < job.cols.count; ++s) {
           const int64_t tap = r * job.cols.count + s;
           const int64_t entry = channel_last ? tap * cn + c : c * taps + tap;
-          ((S*)job.dw)[g * job.ws[0] + (k0 + k) * job.ws[1] + (c0 + c) * job.ws[2] +
-                       r * job.ws[3] + s * job.ws[4]] = Narrow<S>::from(sums[entry * L + k]);
+          ((S*)job.dw)[g * job.ws[0] + (k0 + k) * job.ws[1] + (c0 + c) * job.ws[2] + r * job.ws[3] +
+                       s * job.ws[4]] = Narrow<S>::from(sums[entry * L + k]);
         }
 }
 
 template <class S>
-inline void weight_grad_run(const WeightGrad& job, const Blocking& b, void* scratch,
-                            int64_t begin, int64_t end) {
+inline void weight_grad_run(const WeightGrad& job, const Blocking& b, void* scratch, int64_t begin,
+                            int64_t end) {
   typedef Compute<S> T;
   constexpr int L = kPanel<T>;
   const WeightGradScratch at = weight_grad_scratch<T>(job, b);
@@ -127,8 +127,7 @@ inline void bias_grad_run(const View& dy, void* db, int64_t begin, int64_t end) 
     double total = 0;
     for (int64_t n = 0; n < dy.size[0]; ++n)
       for (int64_t p = 0; p < dy.size[2]; ++p) {
-        const S* row =
-            (const S*)dy.data + n * dy.stride[0] + k * dy.stride[1] + p * dy.stride[2];
+        const S* row = (const S*)dy.data + n * dy.stride[0] + k * dy.stride[1] + p * dy.stride[2];
         Compute<S> part[8] = {};
         int64_t q = 0;
         for (; q + 8 <= dy.size[3]; q += 8)
