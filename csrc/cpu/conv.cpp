@@ -117,6 +117,7 @@ Tensor conv2d_cpu(const Tensor& input, const Tensor& weight, const OptionalTenso
   job.N = p.N, job.G = p.G, job.C = p.C / p.G, job.K = p.K / p.G;
   job.H = p.H, job.W = p.W, job.P = p.P, job.Q = p.Q;
   job.stride_h = p.stride_h, job.stride_w = p.stride_w;
+  job.R = p.R, job.S = p.S;
   job.rows = forward_axis(p.R, p.dil_h, p.pad_t);
   job.cols = forward_axis(p.S, p.dil_w, p.pad_l);
   job.dtype = p.dtype, job.activation = p.activation;
@@ -155,6 +156,7 @@ Tensor conv2d_input_grad_cpu(const Tensor& grad, const Tensor& weight, int64_t H
   TapConv job = {};
   job.N = p.N, job.G = p.G, job.C = p.K / p.G, job.K = p.C / p.G;
   job.H = p.P, job.W = p.Q;
+  job.R = p.R, job.S = p.S;
   job.dtype = p.dtype;
   job.x = dy.data, job.w = w.data;
   set_strides(job.xs, dy);

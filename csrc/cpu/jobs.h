@@ -19,6 +19,7 @@ struct TapConv {
   int64_t N, G, C, K;  // C, K: channels per group
   int64_t H, W, P, Q;
   int64_t stride_h, stride_w;
+  int64_t R, S;  // of the whole kernel, of which rows and cols may be a part
   TapAxis rows, cols;
   DType dtype;
   Activation activation;

@@ -1,11 +1,40 @@
 // Panels: kPanel output channels side by side, the operand of the register tile that is loaded.
 namespace fastconv::FASTCONV_NS {
 
+// Past the last element of a strided operand: everything before it may be read.
+template <class S>
+inline const S* end_of(const void* data, const int64_t* size, const int64_t* stride, int dims) {
+  const S* last = (const S*)data;
+  for (int i = 0; i < dims; ++i) last += (size[i] - 1) * stride[i];
+  return last + 1;
+}
+
+// rows[i] = src[lane * lane_s + i] of W lanes; those from `lanes` on are zero. Reads W elements of
+// each lane, wanted or not, as far as `end`.
+template <class S>
+FASTCONV_INLINE void load_transposed(Vec<Compute<S>> (&rows)[kW<Compute<S>>], const S* src,
+                                     int64_t lane_s, int64_t lanes, const S* end) {
+  typedef Compute<S> T;
+  constexpr int W = kW<T>;
+  if (lanes >= W && src + (W - 1) * lane_s + W <= end) {
+#pragma GCC unroll 16
+    for (int k = 0; k < W; ++k) rows[k] = load_widened<S>(src + k * lane_s);
+  } else {
+    for (int k = 0; k < W; ++k) {
+      const S* lane = src + k * lane_s;
+      S edge[W] = {};
+      if (k < lanes) __builtin_memcpy(edge, lane, min64(W, end - lane) * sizeof(S));
+      rows[k] = load_widened<S>(edge);
+    }
+  }
+  transpose<T>(rows);
+}
+
 // dst[i][lane] = src[i * step + lane * lane_s], lanes from `lanes` on are zero.
 // Both orders are common: NCHW sources have step 1, channel-last ones lane_s 1.
 template <class S>
 inline void pack_panel(Compute<S>* dst, const S* src, int64_t count, int64_t step, int64_t lane_s,
-                       int64_t lanes) {
+                       int64_t lanes, const S* end) {
   typedef Compute<S> T;
   constexpr int W = kW<T>, L = kPanel<T>;
   int64_t i = 0;
@@ -16,16 +45,18 @@ inline void pack_panel(Compute<S>* dst, const S* src, int64_t count, int64_t ste
     }
     return;
   }
-  if (step == 1 && lanes == L) {
-    for (; i + W <= count; i += W)
+  if (step == 1 && count >= W / 2) {
+    for (; i < count; i += W)
       for (int half = 0; half < L; half += W) {
         Vec<T> rows[W];
+        load_transposed<S>(rows, src + i + half * lane_s, lane_s, lanes - half, end);
 #pragma GCC unroll 16
-        for (int k = 0; k < W; ++k) rows[k] = load_widened<S>(src + i + (half + k) * lane_s);
-        transpose<T>(rows);
-#pragma GCC unroll 16
-        for (int k = 0; k < W; ++k) store<T>(dst + (i + k) * L + half, rows[k]);
+        for (int k = 0; k < W; ++k) {
+          if (k == count - i) break;
+          store<T>(dst + (i + k) * L + half, rows[k]);
+        }
       }
+    return;
   }
   for (; i < count; ++i) {
     int64_t k = 0;
@@ -34,12 +65,70 @@ inline void pack_panel(Compute<S>* dst, const S* src, int64_t count, int64_t ste
   }
 }
 
-// Weights of a (group, panel): [chunk of C][tap row][tap column][c][kPanel].
+// Packed weights of a panel are [chunk of C][tap row][tap column][c][kPanel]. Where those of one
+// channel lie, in rows of kPanel: first + tap * step.
+struct PackedChannel {
+  int64_t first, step;
+};
+inline PackedChannel packed_channel(int64_t c, int64_t C, int64_t chunk, int64_t taps) {
+  const int64_t c0 = c / chunk * chunk;
+  return {c0 * taps + c - c0, min64(chunk, C - c0)};
+}
+
+// Dense KCRS weights, as the reduction (forward) or the lanes (input gradient) run along them.
+inline bool dense_kernels(const TapConv& job) {
+  const int64_t kernel = job.R * job.S;
+  if (kernel < 2 || kernel > 128 || job.ws[4] != 1 || job.ws[3] != job.S) return false;
+  const bool forward = job.ws[2] == kernel && job.ws[1] == job.C * kernel;
+  const bool lanes = job.ws[1] == kernel && job.ws[2] == job.K * kernel;
+  return (forward || lanes) && job.ws[0] == job.C * job.K * kernel;
+}
+
+// The same, by transposes: a lane's weights are contiguous over (c, r, s) or over (r, s), and a row
+// of a transposed block is one (c, r, s) of W lanes.
+template <class S>
+inline void pack_kernels(const TapConv& job, int64_t chunk, int64_t g, int64_t panel,
+                         Compute<S>* dst, const S* end) {
+  typedef Compute<S> T;
+  constexpr int W = kW<T>, L = kPanel<T>;
+  const int64_t kernel = job.R * job.S, taps = job.rows.count * job.cols.count;
+  const S* src = (const S*)job.w + g * job.ws[0] + panel * L * job.ws[1];
+  int tap_at[128];  // of each (r, s), its place among the taps
+  for (int64_t t = 0; t < kernel; ++t) tap_at[t] = -1;
+  for (int64_t i = 0; i < job.rows.count; ++i)
+    for (int64_t j = 0; j < job.cols.count; ++j)
+      tap_at[(job.rows.index + i * job.rows.index_step) * job.S + job.cols.index +
+             j * job.cols.index_step] = (int)(i * job.cols.count + j);
+  const bool forward = job.ws[2] == kernel;
+  const int64_t length = forward ? job.C * kernel : kernel, outer = forward ? 1 : job.C;
+  for (int64_t o = 0; o < outer; ++o)
+    for (int half = 0; half < L; half += W) {
+      const int64_t lanes = min64(W, job.K - panel * L - half);
+      const S* from = src + o * job.ws[2] + half * job.ws[1];
+      for (int64_t e = 0; e < length; e += W) {
+        Vec<T> rows[W];
+        load_transposed<S>(rows, from + e, job.ws[1], lanes, end);
+        int64_t c = o + e / kernel, t = e % kernel;
+        PackedChannel to = packed_channel(c, job.C, chunk, taps);
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) {
+          if (i == length - e) break;
+          if (tap_at[t] >= 0) store<T>(dst + (to.first + tap_at[t] * to.step) * L + half, rows[i]);
+          if (++t == kernel) t = 0, to = packed_channel(++c, job.C, chunk, taps);
+        }
+      }
+    }
+}
+
+// Weights of a (group, panel).
 template <class S>
 inline void pack_weights(const TapConv& job, int64_t chunk, int64_t g, int64_t panel,
                          Compute<S>* dst) {
   typedef Compute<S> T;
   constexpr int L = kPanel<T>;
+  const int64_t size[5] = {job.G, job.K, job.C, job.R, job.S};
+  const S* end = end_of<S>(job.w, size, job.ws, 5);
+  if (dense_kernels(job)) return pack_kernels<S>(job, chunk, g, panel, dst, end);
   const int64_t lanes = min64(L, job.K - panel * L);
   const S* src = (const S*)job.w + g * job.ws[0] + panel * L * job.ws[1];
   for (int64_t c0 = 0; c0 < job.C; c0 += chunk) {
@@ -49,7 +138,7 @@ inline void pack_weights(const TapConv& job, int64_t chunk, int64_t g, int64_t p
         const int64_t r = job.rows.index + i * job.rows.index_step;
         const int64_t s = job.cols.index + j * job.cols.index_step;
         pack_panel<S>(dst, src + c0 * job.ws[2] + r * job.ws[3] + s * job.ws[4], cn, job.ws[2],
-                      job.ws[1], lanes);
+                      job.ws[1], lanes, end);
         dst += cn * L;
       }
   }

@@ -83,6 +83,8 @@ inline void weight_grad_run(const WeightGrad& job, const Blocking& b, void* scra
   T* sums = (T*)((char*)scratch + at.sums);
   int64_t* offsets = (int64_t*)((char*)scratch + at.offsets);
   Run* runs = (Run*)((char*)scratch + at.runs);
+  const int64_t dy_size[4] = {job.N, job.G * job.K, job.P, job.Q};
+  const S* dy_end = end_of<S>(job.dy, dy_size, job.dys, 4);
   const int64_t panels = ceil_div(job.K, L), taps = job.rows.count * job.cols.count;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t c0 = task % b.chunk_blocks * b.chunk, above = task / b.chunk_blocks;
@@ -110,7 +112,7 @@ inline void weight_grad_run(const WeightGrad& job, const Blocking& b, void* scra
         const S* from = (const S*)job.dy + n * job.dys[0] + (g * job.K + panel * L) * job.dys[1];
         for (int64_t i = 0; i < rows; ++i)
           pack_panel<S>(dy + i * cols * L, from + (p0 + i) * job.dys[2] + q0 * job.dys[3], cols,
-                        job.dys[3], job.dys[1], min64(L, job.K - panel * L));
+                        job.dys[3], job.dys[1], min64(L, job.K - panel * L), dy_end);
         add_block(slab, offsets, entries, runs, rows, dy, sums + (panel - first) * entries * L);
       }
     }
