@@ -47,6 +47,17 @@ std::vector<std::string> algorithms() {
   return names;
 }
 
+// Planner rows by direction and register tiles, and whether each has run in this process.
+std::vector<std::pair<std::string, bool>> executed() {
+  std::vector<std::pair<std::string, bool>> found = cpu_tiles();
+  const char* directions[] = {"forward", "input_grad", "weight_grad"};
+  for (const PlanRow& row : plan_table())
+    for (int d = 0; d < 3; ++d)
+      found.emplace_back(std::string(row.name) + " " + directions[d],
+                         has_run(row, static_cast<Direction>(d)));
+  return found;
+}
+
 // GFLOP/s of independent FMAs on this core, best of repeated bursts within `seconds`.
 double fma_peak_gflops(double seconds) {
   using clock = std::chrono::steady_clock;
@@ -74,6 +85,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("conv_output_size", &output_size);
   m.def("explain", &explain_rows);
   m.def("algorithms", &algorithms);
+  m.def("executed", &executed);
   m.def("fma_peak_gflops", &fma_peak_gflops, py::call_guard<py::gil_scoped_release>());
 }
 

@@ -1,5 +1,7 @@
 #include "plan.h"
 
+#include <atomic>
+
 #include "error.h"
 
 namespace fastconv {
@@ -10,7 +12,6 @@ const char* refuse_conv1x1(const ConvProblem& p, const Capabilities&, Direction 
   if (p.R != 1 || p.S != 1) return "the kernel is larger than 1x1";
   if (p.pad_t || p.pad_l || p.pad_b || p.pad_r) return "a padded 1x1 reads outside the input";
   if (p.G != 1) return "groups split the GEMM";
-  if (direction == Direction::weight_grad) return "the direct kernel sums over pixels as well";
   if (direction == Direction::input_grad && (p.stride_h > 1 || p.stride_w > 1))
     return "the gradient of a strided 1x1 is written by stride phase";
   return nullptr;
@@ -37,6 +38,19 @@ const std::vector<PlanRow>& plan_table() {
   };
   return table;
 }
+
+namespace {
+
+std::atomic<uint64_t> rows_ran{0};
+
+uint64_t bit_of(const PlanRow& row, Direction direction) {
+  return uint64_t{1} << (3 * (&row - plan_table().data()) + static_cast<int>(direction));
+}
+
+}  // namespace
+
+void mark_ran(const PlanRow& row, Direction direction) { rows_ran |= bit_of(row, direction); }
+bool has_run(const PlanRow& row, Direction direction) { return rows_ran & bit_of(row, direction); }
 
 const PlanRow& plan(const ConvProblem& problem, const Capabilities& caps, Direction direction) {
   for (const PlanRow& row : plan_table())

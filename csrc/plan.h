@@ -29,6 +29,10 @@ struct Candidate {
 
 const std::vector<PlanRow>& plan_table();
 
+// A register of the rows that ran in this process: tests fail on one that never did.
+void mark_ran(const PlanRow& row, Direction direction);
+bool has_run(const PlanRow& row, Direction direction);
+
 // The first row that takes the problem; throws where none does.
 const PlanRow& plan(const ConvProblem& problem, const Capabilities& caps, Direction direction);
 

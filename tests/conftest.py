@@ -1,4 +1,7 @@
-"""Every test starts from the same random state, and every output and scratch buffer as NaN."""
+"""Every test starts from the same random state, and every output and scratch buffer as NaN.
+
+A run of the whole suite fails if a planner row or register tile never ran in it.
+"""
 
 import pytest
 import torch
@@ -6,8 +9,46 @@ import torch
 from fastconv import _C
 
 _C.set_poison(True)
+EXECUTED = pytest.StashKey[dict[str, bool]]()
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+def pytest_configure(config):
+    config.stash[EXECUTED] = {}
+
+
+def _merge(config, executed):
+    found = config.stash[EXECUTED]
+    for name, ran in executed:
+        found[name] = found.get(name, False) or ran
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    _merge(node.config, getattr(node, "workeroutput", {}).get("executed", ()))
+
+
+def _never_ran(config) -> list[str]:
+    """What a run of the whole suite left out; nothing of a run of a part."""
+    whole = config.args == config.getini("testpaths") and not config.option.keyword
+    return [name for name, ran in config.stash[EXECUTED].items() if whole and not ran]
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["executed"] = _C.executed()
+        return
+    _merge(session.config, _C.executed())
+    if _never_ran(session.config) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    found, missing = config.stash[EXECUTED], _never_ran(config)
+    terminalreporter.write_line(f"{sum(found.values())} of {len(found)} kernel rows and tiles ran")
+    for name in missing:
+        terminalreporter.write_line(f"never ran: {name}", red=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -97,6 +100,57 @@ def test_float32_in_every_layout(case, layout):
 @pytest.mark.parametrize("case", CASES)
 def test_every_isa_and_dtype(case, layout, dtype, isa):
     compare_all(CASES[case], dtype, layout)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("operands", range(1, 7))
+def test_every_register_tile(operands, dtype, isa):
+    """As many pixels, and as many (c, r, s) of the weight gradient, as a tile has operands."""
+    case = (1, operands, 1, operands, 5, 1, 1, (1, 1), (0, 0), (1, 1), 1)
+    compare_all(case, dtype, "nchw")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES)
+def test_weights_of_every_layout(case, layout, isa):
+    x, w, b, window = make(CASES[case], torch.float64)
+    shape = F.conv2d(x, w, b, *window).shape
+    dy = values(shape, torch.Generator().manual_seed(1), torch.float64)
+    truth = gradients(F.conv2d, x, w, b, window, dy)
+    ours = gradients(fastconv.conv2d, x, LAYOUTS[layout](w), b, window, dy)
+    for mine, true in zip(ours, truth, strict=True):
+        assert torch.equal(mine, true)
+
+
+def guarded(t):
+    """A copy of the tensor, of its strides, whose last byte is followed by a forbidden page."""
+    size = (sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + 1) * t.itemsize
+    page = mmap.PAGESIZE
+    whole = -(-size // page) * page
+    memory = mmap.mmap(-1, whole + page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + whole), page, 0) == 0
+    flat = torch.frombuffer(memory, dtype=t.dtype, count=size // t.itemsize, offset=whole - size)
+    return flat.as_strided(t.shape, t.stride()).copy_(t)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ("nchw", "channels_last"))
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_is_read_past_an_operand(case, layout, dtype):
+    x, w, b, window = make(CASES[case], dtype, layout)
+    truth = F.conv2d(x.double(), w.double(), b.double(), *window)
+    dy = LAYOUTS[layout](truth.to(dtype))
+    plain = gradients(fastconv.conv2d, x, w, b, window, dy)
+    window_numbers = (*window[0], *(window[1] * 2), *window[2], window[3])
+    x, w, b, dy = (guarded(t) for t in (x, LAYOUTS[layout](w), b, dy))
+    y = fastconv.conv2d(x, w, b, *window, residual=dy)
+    assert torch.equal(y, fastconv.conv2d(x, w, b, *window, residual=dy.clone()))
+    ops = torch.ops.fastconv
+    dx = ops.conv2d_input_grad_raw(dy, w, *x.shape[2:], *window_numbers, 0)
+    dw = ops.conv2d_weight_grad_raw(x, dy, *w.shape[2:], *window_numbers, 0)
+    for mine, true in zip((dx, dw, ops.conv2d_bias_grad_raw(dy)), plain[1:], strict=True):
+        assert torch.equal(mine, true)
 
 
 SIZES = st.integers(1, 3)

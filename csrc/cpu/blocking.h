@@ -42,21 +42,27 @@ static inline void choose_rectangle(Blocking& b, int64_t P, int64_t Q, int64_t c
   b.col_blocks = ceil_div(Q, b.cols);
 }
 
+// Panels of a task: all of them, unless the `blocks` are too few to keep every thread busy.
+static inline int64_t task_panels(int64_t panels, int64_t blocks, int64_t threads) {
+  if (threads == 1 || blocks >= 4 * threads) return panels;
+  const int64_t wanted = ceil_div(4 * threads, max64(blocks, 1));
+  return even_share(panels, ceil_div(panels, min64(wanted, panels)));
+}
+
 static inline Blocking conv_blocking(const TapConv& job, int64_t panel, int64_t element,
                                      int64_t threads) {
   Blocking b = {};
   const int64_t taps = max64(job.rows.count * job.cols.count, 1);
   b.planar = planar_slab(job.C, job.xs);
   b.chunk = even_share(job.C, max64(kChunkBytes / (taps * panel * element), 4));
+  // About a vector of channels or longer: whole vectors, since transposes pack them.
+  const int64_t vector = panel / 2;
+  if (4 * b.chunk >= 3 * vector) b.chunk = ceil_div(b.chunk, vector) * vector;
   choose_rectangle(b, job.P, job.Q, job.C, job.stride_h, job.stride_w, job.rows, job.cols, element,
                    kBlockPixels);
-  const int64_t panels = ceil_div(job.K, panel);
   const int64_t blocks = job.N * job.G * b.row_blocks * b.col_blocks;
-  // Panels are split over tasks only where there are too few blocks to keep every thread busy.
-  const int64_t wanted =
-      threads == 1 || blocks >= 4 * threads ? 1 : ceil_div(4 * threads, max64(blocks, 1));
-  b.panels = even_share(panels, ceil_div(panels, min64(wanted, panels)));
-  b.panel_blocks = ceil_div(panels, b.panels);
+  b.panels = task_panels(ceil_div(job.K, panel), blocks, threads);
+  b.panel_blocks = ceil_div(ceil_div(job.K, panel), b.panels);
   b.chunk_blocks = ceil_div(job.C, b.chunk);
   b.tasks = blocks * b.panel_blocks;
   return b;
@@ -69,17 +75,18 @@ static inline bool depthwise_channels(const TapConv& job) {
 
 // A task of the weight gradient owns (group, chunk of C, range of panels) and loops over all
 // pixels in a fixed order: bitwise repeatable for any number of threads.
-static inline Blocking weight_grad_blocking(const WeightGrad& job, int64_t panel, int64_t element) {
+static inline Blocking weight_grad_blocking(const WeightGrad& job, int64_t panel, int64_t element,
+                                            int64_t threads) {
   Blocking b = {};
   const int64_t taps = job.rows.count * job.cols.count;
   b.planar = planar_slab(job.C, job.xs);
-  b.chunk = even_share(job.C, max64(64 / max64(taps / 9, 1), 8));
-  const int64_t panels = ceil_div(job.K, panel);
-  b.panels = even_share(panels, max64(ceil_div(panels, 2), 1));
+  // Enough (c, r, s) that packing a panel of dy for them is small beside their products.
+  b.chunk = even_share(job.C, taps == 1 ? 256 : max64(64 / max64(taps / 9, 1), 8));
   choose_rectangle(b, job.P, job.Q, b.chunk, job.stride_h, job.stride_w, job.rows, job.cols,
                    element, kSumPixels);
-  b.panel_blocks = ceil_div(panels, b.panels);
   b.chunk_blocks = ceil_div(job.C, b.chunk);
+  b.panels = task_panels(ceil_div(job.K, panel), job.G * b.chunk_blocks, threads);
+  b.panel_blocks = ceil_div(ceil_div(job.K, panel), b.panels);
   b.tasks = job.G * b.panel_blocks * b.chunk_blocks;
   return b;
 }

@@ -4,6 +4,8 @@
 #include "blocking.h"
 #include "cpu.h"
 
+#include <initializer_list>
+
 namespace fastconv {
 namespace {
 
@@ -37,21 +39,24 @@ double flops(const TapConv& job) {
 }
 
 // A 1x1 without padding reads only the pixels it writes: the stride becomes the view's, and dense
-// images become one row, of the whole batch where that is dense too.
-void fold_pixels(TapConv& job) {
+// images become one row, of the whole batch where that is dense too. `operands` are the strides of
+// everything that the job walks, its input first.
+template <class Job>
+void fold_pixels(Job& job, std::initializer_list<const int64_t*> operands) {
   job.xs[2] *= job.stride_h, job.xs[3] *= job.stride_w;
   job.stride_h = job.stride_w = 1;
   job.H = job.P, job.W = job.Q;
-  auto dense_rows = [&](const int64_t s[4]) { return s[2] == job.Q * s[3]; };
-  auto dense_batch = [&](const int64_t s[4]) { return s[0] == job.Q * s[3]; };
-  if (dense_rows(job.xs) && dense_rows(job.ys) && (!job.residual || dense_rows(job.rs))) {
-    job.W = job.Q = job.P * job.Q;
-    job.H = job.P = 1;
-    if (dense_batch(job.xs) && dense_batch(job.ys) && (!job.residual || dense_batch(job.rs))) {
-      job.W = job.Q = job.N * job.Q;
-      job.N = 1;
-    }
-  }
+  auto continues = [&](int outer, int64_t pixels) {
+    for (const int64_t* s : operands)
+      if (s[outer] != pixels * s[3]) return false;
+    return true;
+  };
+  if (!continues(2, job.Q)) return;
+  job.W = job.Q = job.P * job.Q;
+  job.H = job.P = 1;
+  if (!continues(0, job.Q)) return;
+  job.W = job.Q = job.N * job.Q;
+  job.N = 1;
 }
 
 void run_direct(const TapConv& job) {
@@ -80,10 +85,13 @@ void run_depthwise(const TapConv& job) {
                  });
 }
 
-void run(TapConv job, Algorithm algorithm) {
+void run(TapConv job, const PlanRow& row, Direction direction) {
   if (job.N * job.G * job.K * job.P * job.Q == 0) return;
-  switch (algorithm) {
-    case Algorithm::conv1x1: fold_pixels(job); return run_direct(job);
+  mark_ran(row, direction);
+  switch (row.algorithm) {
+    case Algorithm::conv1x1:
+      fold_pixels(job, {job.xs, job.ys, job.residual ? job.rs : job.ys});
+      return run_direct(job);
     case Algorithm::depthwise: return run_depthwise(job);
     case Algorithm::direct: return run_direct(job);
   }
@@ -133,7 +141,7 @@ Tensor conv2d_cpu(const Tensor& input, const Tensor& weight, const OptionalTenso
     job.residual = r.data;
     set_strides(job.rs, r);
   }
-  run(job, plan(p, kCpu, Direction::forward).algorithm);
+  run(job, plan(p, kCpu, Direction::forward), Direction::forward);
   return output;
 }
 
@@ -152,7 +160,7 @@ Tensor conv2d_input_grad_cpu(const Tensor& grad, const Tensor& weight, int64_t H
   check_size(op, "grad", dy, y_size);
   const Tensor output = empty4(grad, x_size, channels_last(dy), p.dtype);
   const View dx = view_of(output, op, "output");
-  const Algorithm algorithm = plan(p, kCpu, Direction::input_grad).algorithm;
+  const PlanRow& row = plan(p, kCpu, Direction::input_grad);
   TapConv job = {};
   job.N = p.N, job.G = p.G, job.C = p.K / p.G, job.K = p.C / p.G;
   job.H = p.P, job.W = p.Q;
@@ -174,7 +182,7 @@ Tensor conv2d_input_grad_cpu(const Tensor& grad, const Tensor& weight, int64_t H
       set_strides(job.ys, dx);
       job.y = (char*)dx.data + (a * dx.stride[2] + b * dx.stride[3]) * size;
       job.ys[2] *= p.stride_h, job.ys[3] *= p.stride_w;
-      run(job, algorithm);
+      run(job, row, Direction::input_grad);
     }
   return output;
 }
@@ -206,20 +214,21 @@ Tensor conv2d_weight_grad_cpu(const Tensor& input, const Tensor& grad, int64_t R
   job.x = x.data, job.dy = dy.data, job.dw = dw.data;
   set_strides(job.xs, x);
   set_strides(job.dys, dy);
-  job.ws[0] = job.K * dw.stride[0];
-  for (int i = 0; i < 4; ++i) job.ws[i + 1] = dw.stride[i];
   const KernelTable& kernels = cpu_kernels();
   const double work = 2.0 * p.N * p.K * job.C * p.P * p.Q * p.R * p.S;
-  if (plan(p, kCpu, Direction::weight_grad).algorithm == Algorithm::depthwise) {
+  const PlanRow& row = plan(p, kCpu, Direction::weight_grad);
+  mark_ran(row, Direction::weight_grad);
+  if (row.algorithm == Algorithm::depthwise) {
     parallel_tasks(p.K, 20 * work, [&](int64_t begin, int64_t end) {
       void* own = scratch(Slot::own, kernels.depthwise_weight_grad_scratch(job));
       kernels.depthwise_weight_grad_run(job, own, begin, end);
     });
     return output;
   }
+  if (row.algorithm == Algorithm::conv1x1) fold_pixels(job, {job.xs, job.dys});
   const bool f64 = p.dtype == DType::f64;
-  const Blocking b =
-      weight_grad_blocking(job, f64 ? kernels.panel_f64 : kernels.panel_f32, f64 ? 8 : 4);
+  const Blocking b = weight_grad_blocking(job, f64 ? kernels.panel_f64 : kernels.panel_f32,
+                                          f64 ? 8 : 4, torch::stable::get_num_threads());
   parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
     void* own = scratch(Slot::own, kernels.weight_grad_scratch(job, b));
     kernels.weight_grad_run(job, b, own, begin, end);

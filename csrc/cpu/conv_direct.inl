@@ -66,6 +66,7 @@ inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t ro
   const int64_t row_step = job.stride_h * slab.h, col_step = job.stride_w * slab.w;
   const T* x[kTile];
   int64_t m = 0, i = 0, j = 0;
+  uint32_t ran = 0;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t end = pixels * (t + 1) / tiles;
     const int J = (int)(end - m);
@@ -74,8 +75,10 @@ inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t ro
       if (++j == cols) j = 0, ++i;
     }
     fma_tile<T>(J, x, runs, run_count, w, acc + m * kPanel<T>, accumulate);
+    ran |= 1u << (J - 1);
     m = end;
   }
+  mark_tiles<T>(ran, false);
 }
 
 // A task: (image, group, row block, column block, range of panels), panels fastest, so that

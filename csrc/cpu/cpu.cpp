@@ -56,6 +56,18 @@ std::string cpu_isas() {
   return names;
 }
 
+std::vector<std::pair<std::string, bool>> cpu_tiles() {
+  std::vector<std::pair<std::string, bool>> tiles;
+  for (const Isa& isa : isas())
+    for (int bit = 0; bit < 32; ++bit)
+      if (bit % 8 < kTileOperands)
+        tiles.emplace_back(std::string(isa.table->isa) + (bit % 16 < 8 ? " float32" : " float64") +
+                               (bit < 16 ? "" : " weight_grad") + " tile " +
+                               std::to_string(bit % 8 + 1),
+                           *isa.table->tiles_ran >> bit & 1);
+  return tiles;
+}
+
 void set_cpu_isa(const std::string& name) { current = find_isa(name); }
 
 const KernelTable& cpu_kernels() {

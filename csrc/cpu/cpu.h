@@ -3,6 +3,8 @@
 #include <stddef.h>
 
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "jobs.h"
 
@@ -12,6 +14,8 @@ namespace fastconv {
 const KernelTable& cpu_kernels();
 // Every ISA this build has and this processor runs, narrow to wide.
 std::string cpu_isas();
+// Every register tile of those, by name, and whether it has run in this process.
+std::vector<std::pair<std::string, bool>> cpu_tiles();
 // Chooses an ISA by name ("" for the default); throws where it is unknown or cannot run here.
 void set_cpu_isa(const std::string& name);
 

@@ -235,9 +235,7 @@ inline void depthwise_weight_grad_run(const WeightGrad& job, void* scratch, int6
         sums[t] += sum<T>(v);
       }
     }
-    for (int64_t t = 0; t < taps; ++t)
-      ((S*)job.dw)[g * job.ws[0] + k % job.K * job.ws[1] + t / job.cols.count * job.ws[3] +
-                   t % job.cols.count * job.ws[4]] = Narrow<S>::from((T)sums[t]);
+    for (int64_t t = 0; t < taps; ++t) ((S*)job.dw)[k * taps + t] = Narrow<S>::from((T)sums[t]);
   }
 }
 

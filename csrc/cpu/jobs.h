@@ -45,9 +45,11 @@ struct WeightGrad {
   int64_t xs[4];
   const void* dy;  // [N, G * K, P, Q]
   int64_t dys[4];
-  void* dw;  // element (g, k, c, r, s), strides as TapConv::ws
-  int64_t ws[5];
+  void* dw;  // [G * K, C, R, S], dense
 };
+
+// Broadcast operands of the register tile: pixels, or (c, r, s) in a weight gradient.
+constexpr int kTileOperands = 6;
 
 // How a TapConv or WeightGrad is cut; chosen by blocking.h.
 struct Blocking {
@@ -117,6 +119,7 @@ struct KernelTable {
   // db[k] = sum over n, p, q of dy, for k in [begin, end).
   void (*bias_grad_run)(const View& dy, DType dtype, void* db, int64_t begin, int64_t end);
 
+  const uint32_t* tiles_ran;               // see tile.inl
   double (*fma_peak)(int64_t iterations);  // FLOPs done, for calibration
 
   int64_t (*pool_scratch)(const PoolJob&);

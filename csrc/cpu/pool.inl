@@ -91,12 +91,6 @@ FASTCONV_INLINE Vec<Compute<S>> load_lanes(const S* p, int64_t lanes) {
   return load<T>(buffer);
 }
 
-template <class S>
-FASTCONV_INLINE void store_lanes(S* p, Vec<Compute<S>> v, int64_t lanes, int64_t step) {
-  if (lanes == kW<Compute<S>> && step == 1) return store_narrowed<S>(p, v);
-  for (int64_t i = 0; i < lanes; ++i) p[i * step] = Narrow<S>::from(v[i]);
-}
-
 template <class S, bool kIndex>
 inline void max_channels(const PoolJob& j, int64_t n, int64_t p) {
   typedef Compute<S> T;

@@ -11,7 +11,16 @@ struct Run {
   int64_t offset, step, count;
 };
 
-constexpr int kTile = 6;
+constexpr int kTile = kTileOperands;
+
+// Which tiles ran, for the tests' register: bit J - 1, 8 higher in double, 16 in a weight gradient.
+static uint32_t tiles_ran;
+
+template <class T>
+inline void mark_tiles(uint32_t ran, bool weight_grad) {
+  __atomic_fetch_or(&tiles_ran, ran << (sizeof(T) == 8 ? 8 : 0) << (weight_grad ? 16 : 0),
+                    __ATOMIC_RELAXED);
+}
 
 template <class T, int J>
 __attribute__((noinline)) void fma_tile(const T* const* x, const Run* runs, int64_t run_count,

@@ -48,29 +48,51 @@ inline void add_block(const Slab<T>& slab, const int64_t* offsets, int64_t entri
   const int64_t tiles = ceil_div(entries, kTile);
   const T* x[kTile];
   int64_t e = 0;
+  uint32_t ran = 0;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t end = entries * (t + 1) / tiles;
     const int J = (int)(end - e);
     for (int j = 0; j < J; ++j) x[j] = slab.data + offsets[e + j];
     fma_tile<T>(J, x, runs, rows, dy, sums + e * L, true);
+    ran |= 1u << (J - 1);
     e = end;
   }
+  mark_tiles<T>(ran, true);
 }
 
+// sums [entry][kPanel] to dw, which is dense KCRS: a row of dw is contiguous over (c, r, s).
 template <class S>
 inline void write_weight_grad(const WeightGrad& job, int64_t g, int64_t k0, int64_t lanes,
                               int64_t c0, int64_t cn, bool channel_last, const Compute<S>* sums) {
-  constexpr int L = kPanel<Compute<S>>;
-  const int64_t taps = job.rows.count * job.cols.count;
-  for (int64_t k = 0; k < lanes; ++k)
-    for (int64_t c = 0; c < cn; ++c)
-      for (int64_t r = 0; r < job.rows.count; ++r)
-        for (int64_t s = 0; s < job.cols.count; ++s) {
-          const int64_t tap = r * job.cols.count + s;
-          const int64_t entry = channel_last ? tap * cn + c : c * taps + tap;
-          ((S*)job.dw)[g * job.ws[0] + (k0 + k) * job.ws[1] + (c0 + c) * job.ws[2] + r * job.ws[3] +
-                       s * job.ws[4]] = Narrow<S>::from(sums[entry * L + k]);
-        }
+  typedef Compute<S> T;
+  constexpr int W = kW<T>, L = kPanel<T>;
+  const int64_t taps = job.rows.count * job.cols.count, entries = cn * taps;
+  S* dw = (S*)job.dw + ((g * job.K + k0) * job.C + c0) * taps;
+  for (int64_t e = 0; e < entries; e += W)
+    for (int half = 0; half < L && half < lanes; half += W) {
+      Vec<T> rows[W];
+      for (int64_t i = 0; i < W; ++i) {
+        const int64_t from = min64(e + i, entries - 1);
+        const int64_t entry = channel_last ? from % taps * cn + from / taps : from;
+        rows[i] = load<T>(sums + entry * L + half);
+      }
+      transpose<T>(rows);
+#pragma GCC unroll 16
+      for (int k = 0; k < W; ++k) {
+        if (half + k >= lanes) break;
+        store_lanes<S>(dw + (half + k) * job.C * taps + e, rows[k], min64(W, entries - e), 1);
+      }
+    }
+}
+
+// One panel of dy as [pixel][kPanel], of a block of rows x cols pixels from `from` on.
+template <class S>
+inline void pack_gradient(const WeightGrad& job, Compute<S>* dst, const S* from, int64_t rows,
+                          int64_t cols, int64_t lanes, const S* end) {
+  if (job.dys[2] == cols * job.dys[3]) cols *= rows, rows = 1;  // rows continue each other
+  for (int64_t i = 0; i < rows; ++i)
+    pack_panel<S>(dst + i * cols * kPanel<Compute<S>>, from + i * job.dys[2], cols, job.dys[3],
+                  job.dys[1], lanes, end);
 }
 
 template <class S>
@@ -110,9 +132,8 @@ inline void weight_grad_run(const WeightGrad& job, const Blocking& b, void* scra
         runs[i] = {i * job.stride_h * slab.h, job.stride_w * slab.w, cols};
       for (int64_t panel = first; panel < last; ++panel) {
         const S* from = (const S*)job.dy + n * job.dys[0] + (g * job.K + panel * L) * job.dys[1];
-        for (int64_t i = 0; i < rows; ++i)
-          pack_panel<S>(dy + i * cols * L, from + (p0 + i) * job.dys[2] + q0 * job.dys[3], cols,
-                        job.dys[3], job.dys[1], min64(L, job.K - panel * L), dy_end);
+        pack_gradient<S>(job, dy, from + p0 * job.dys[2] + q0 * job.dys[3], rows, cols,
+                         min64(L, job.K - panel * L), dy_end);
         add_block(slab, offsets, entries, runs, rows, dy, sums + (panel - first) * entries * L);
       }
     }
