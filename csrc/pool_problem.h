@@ -21,6 +21,23 @@ struct PoolProblem {
   int64_t divisor;  // 0: the window's places
 };
 
+// What a max pooling says about the place of each maximum.
+enum class IndexType : int32_t {
+  none,
+  window8,   // uint8 r * S + s
+  window32,  // int32 r * S + s
+  flat64,    // int64 h * W + w
+};
+
+// Pooling and its gradients: x is the input's side, y the output's.
+struct PoolJob {
+  PoolProblem p;
+  View x, y;
+  View index;  // y's size; data may be null
+  IndexType index_type;
+  bool max, grad;
+};
+
 // What the caller asked for besides the sizes of the operands.
 struct PoolSettings {
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, ceil_mode;

@@ -1,6 +1,6 @@
 // Torch side of the convolution on the CPU: tensors to jobs, one parallel region per step.
+#include "../conv_op.h"
 #include "../plan.h"
-#include "../tensor.h"
 #include "blocking.h"
 #include "cpu.h"
 
@@ -97,28 +97,17 @@ void run(TapConv job, const PlanRow& row, Direction direction) {
   }
 }
 
-void add_operand(const OptionalTensor& t, const char* name, const Tensor& input) {
-  if (t) check_same(input, "input", *t, name, "conv2d");
-}
-
 }  // namespace
 
 Tensor conv2d_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                   const OptionalTensor& residual, int64_t stride_h, int64_t stride_w, int64_t pad_t,
                   int64_t pad_l, int64_t pad_b, int64_t pad_r, int64_t dil_h, int64_t dil_w,
                   int64_t groups, int64_t activation, int64_t /*precision*/) {
+  const ConvProblem p = conv2d_problem(
+      input, weight, bias, residual,
+      {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, activation});
   const View x = view_of(input, "conv2d", "input"), w = view_of(weight, "conv2d", "weight");
-  check_same(input, "input", weight, "weight", "conv2d");
-  add_operand(bias, "bias", input);
-  add_operand(residual, "residual", input);
-  const ConvProblem p = make_conv_problem(
-      x.size, w.size,
-      {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, activation},
-      dtype_of(input, "conv2d"));
   const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
-  if (bias)
-    check(bias->dim() == 1 && bias->size(0) == p.K, "conv2d: bias must have size [", p.K,
-          "] (the weight's output channels), got ", shape(bias->sizes().data(), bias->dim()));
   const Tensor output = empty4(input, y_size, channels_last(x), p.dtype);
   const View y = view_of(output, "conv2d", "output");
   TapConv job = {};
@@ -137,7 +126,6 @@ Tensor conv2d_cpu(const Tensor& input, const Tensor& weight, const OptionalTenso
   if (bias) job.bias = bias->const_data_ptr(), job.bias_s = bias->stride(0);
   if (residual) {
     const View r = view_of(*residual, "conv2d", "residual");
-    check_size("conv2d", "residual", r, y_size);
     job.residual = r.data;
     set_strides(job.rs, r);
   }
@@ -150,14 +138,11 @@ Tensor conv2d_input_grad_cpu(const Tensor& grad, const Tensor& weight, int64_t H
                              int64_t pad_b, int64_t pad_r, int64_t dil_h, int64_t dil_w,
                              int64_t groups, int64_t /*precision*/) {
   const char* op = "conv2d_input_grad";
+  const ConvProblem p = conv2d_input_grad_problem(
+      grad, weight, H, W,
+      {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0});
   const View dy = view_of(grad, op, "grad"), w = view_of(weight, op, "weight");
-  check_same(grad, "grad", weight, "weight", op);
-  const int64_t x_size[4] = {dy.size[0], w.size[1] * groups, H, W};
-  const ConvProblem p = make_conv_problem(
-      x_size, w.size, {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0},
-      dtype_of(grad, op));
-  const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
-  check_size(op, "grad", dy, y_size);
+  const int64_t x_size[4] = {p.N, p.C, p.H, p.W};
   const Tensor output = empty4(grad, x_size, channels_last(dy), p.dtype);
   const View dx = view_of(output, op, "output");
   const PlanRow& row = plan(p, kCpu, Direction::input_grad);
@@ -192,16 +177,10 @@ Tensor conv2d_weight_grad_cpu(const Tensor& input, const Tensor& grad, int64_t R
                               int64_t pad_b, int64_t pad_r, int64_t dil_h, int64_t dil_w,
                               int64_t groups, int64_t /*precision*/) {
   const char* op = "conv2d_weight_grad";
+  const ConvProblem p = conv2d_weight_grad_problem(
+      input, grad, R, S, {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0});
   const View x = view_of(input, op, "input"), dy = view_of(grad, op, "grad");
-  check_same(input, "input", grad, "grad", op);
-  check(groups > 0 && x.size[1] % groups == 0, op, ": ", x.size[1],
-        " input channels are not divisible by groups=", groups);
-  const int64_t w_size[4] = {dy.size[1], x.size[1] / groups, R, S};
-  const ConvProblem p = make_conv_problem(
-      x.size, w_size, {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0},
-      dtype_of(input, op));
-  const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
-  check_size(op, "grad", dy, y_size);
+  const int64_t w_size[4] = {p.K, p.C / p.G, R, S};
   const Tensor output = empty4(input, w_size, false, p.dtype);
   const View dw = view_of(output, op, "output");
   WeightGrad job = {};

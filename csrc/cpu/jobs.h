@@ -3,6 +3,7 @@
 // Forward convolution and each stride phase of the input gradient are one thing, a TapConv: every
 // output (p, q) sums taps read at (p * stride_h + rows.offset(i), q * stride_w + cols.offset(j)).
 #pragma once
+#include "../pair_job.h"
 #include "../pool_problem.h"
 #include "../problem.h"
 
@@ -61,23 +62,6 @@ struct Blocking {
   bool planar;  // slab layout: [c][row][col], else [row][col][c]
 };
 
-// What a max pooling says about the place of each maximum.
-enum class IndexType : int32_t {
-  none,
-  window8,   // uint8 r * S + s
-  window32,  // int32 r * S + s
-  flat64,    // int64 h * W + w
-};
-
-// Pooling and its gradients: x is the input's side, y the output's.
-struct PoolJob {
-  PoolProblem p;
-  View x, y;
-  View index;  // y's size; data may be null
-  IndexType index_type;
-  bool max, grad;
-};
-
 // Vectors along channels where every operand has them next to each other; one plane at a time
 // otherwise. Tasks: (image, row of the result), or (image, channel).
 static inline bool pool_channels(const PoolJob& j) {
@@ -85,15 +69,6 @@ static inline bool pool_channels(const PoolJob& j) {
          (j.index_type == IndexType::none || j.index.stride[1] == 1);
 }
 
-// out = activation(a + b), or the gradient of the activation: a at the output b.
-struct PairJob {
-  View a, b, out;  // one size
-  DType dtype;
-  Activation activation;
-  bool grad;
-  bool dense;  // the same dense strides: elements [0, total) in memory order
-  int64_t total;
-};
 constexpr int64_t kPairBlock = 16384;  // elements of a task where dense; else a task is (n, c or h)
 
 // Packed weights of a TapConv in elements of the arithmetic type; scratch of one thread in bytes.

@@ -1,206 +1,42 @@
-// Torch side of the poolings on the CPU: tensors to jobs, one parallel region each.
-#include <tuple>
-
-#include "../tensor.h"
+// Pooling on the CPU: one parallel region each.
+#include "../pool_op.h"
 #include "cpu.h"
 
 namespace fastconv {
 namespace {
 
-using Run = void (*)(const PoolJob&, void* scratch, int64_t begin, int64_t end);
-
-// `result` is the axis of the side that is written: output rows forward, input rows backward.
-void run(const PoolJob& job, Run kernel, const PoolAxis& rows) {
-  const PoolProblem& p = job.p;
-  const int64_t planes = p.N * p.C, result = job.grad ? rows.in : rows.out;
-  if (planes * p.rows.out * p.cols.out == 0 && !job.grad) return;
-  const double places = double(p.rows.in) * p.cols.in + double(p.rows.out) * p.cols.out;
-  const int64_t bytes = cpu_kernels().pool_scratch(job);
-  parallel_tasks(
-      pool_channels(job) ? p.N * result : planes, 16.0 * planes * places,
-      [&](int64_t begin, int64_t end) { kernel(job, scratch(Slot::own, bytes), begin, end); });
-}
-
-int32_t torch_dtype(IndexType type) {
-  if (type == IndexType::window8) return aoti_torch_dtype_uint8();
-  return type == IndexType::window32 ? aoti_torch_dtype_int32() : aoti_torch_dtype_int64();
-}
-
-IndexType index_type_of(const Tensor& index, const char* op) {
-  int32_t code;
-  aoti_torch_get_dtype(index.get(), &code);
-  if (code == aoti_torch_dtype_uint8()) return IndexType::window8;
-  if (code == aoti_torch_dtype_int32()) return IndexType::window32;
-  check(code == aoti_torch_dtype_int64(), op,
-        ": expected index to be uint8 or int32 (within the window) or int64 (within the plane)");
-  return IndexType::flat64;
-}
-
-std::tuple<Tensor, Tensor> max_pool(const char* op, const Tensor& input, const PoolSettings& s,
-                                    IndexType type) {
-  const View x = view_of(input, op, "input");
-  const PoolProblem p = make_pool_problem(op, x.size, s, dtype_of(input, op));
-  const int64_t size[4] = {p.N, p.C, p.rows.out, p.cols.out};
-  const Tensor output = empty4(input, size, channels_last(x), p.dtype);
-  PoolJob job = {p, x, view_of(output, op, "output"), {}, type, true, false};
-  Tensor index = output;
-  if (type != IndexType::none) {
-    index = empty4(input, size, channels_last(x), torch_dtype(type));
-    job.index = view_of(index, op, "index");
+struct Cpu {
+  static void run(PoolKernel kernel, const PoolJob& job) {
+    const KernelTable& kernels = cpu_kernels();
+    switch (kernel) {
+      case PoolKernel::max: return run(job, kernels.max_pool_run);
+      case PoolKernel::max_grad: return run(job, kernels.max_pool_grad_run);
+      case PoolKernel::avg: return run(job, kernels.avg_pool_run);
+      case PoolKernel::avg_grad: return run(job, kernels.avg_pool_grad_run);
+      case PoolKernel::max_gather:
+        return parallel_tasks(
+            job.p.N * job.p.rows.out, 40.0 * job.p.N * job.p.C * job.p.rows.out * job.p.cols.out,
+            [&](int64_t begin, int64_t end) { kernels.max_pool_gather_run(job, begin, end); });
+    }
   }
-  run(job, cpu_kernels().max_pool_run, p.rows);
-  return {output, index};
-}
 
-// The problem of an op that reads indices; `outer` has the index's size.
-PoolJob index_job(const char* op, const Tensor& index, const PoolProblem& p) {
-  PoolJob job = {p, {}, {}, view_of(index, op, "index"), index_type_of(index, op), true, true};
-  const int64_t size[4] = {p.N, p.C, p.rows.out, p.cols.out};
-  check_size(op, "index", job.index, size);
-  return job;
-}
+  using Run = void (*)(const PoolJob&, void* scratch, int64_t begin, int64_t end);
 
-Tensor avg_grad(const char* op, const Tensor& grad, const View& dy, const PoolProblem& p) {
-  const int64_t size[4] = {p.N, p.C, p.rows.in, p.cols.in};
-  const Tensor output = empty4(grad, size, channels_last(dy), p.dtype);
-  const PoolJob job = {p, view_of(output, op, "output"), dy, {}, IndexType::none, false, true};
-  run(job, cpu_kernels().avg_pool_grad_run, p.rows);
-  return output;
-}
-
-Tensor avg(const char* op, const Tensor& input, const View& x, const PoolProblem& p) {
-  const int64_t size[4] = {p.N, p.C, p.rows.out, p.cols.out};
-  const Tensor output = empty4(input, size, channels_last(x), p.dtype);
-  const PoolJob job = {p, x, view_of(output, op, "output"), {}, IndexType::none, false, false};
-  run(job, cpu_kernels().avg_pool_run, p.rows);
-  return output;
-}
+  static void run(const PoolJob& job, Run kernel) {
+    const PoolProblem& p = job.p;
+    // Tasks are of the side that is written: output rows forward, input rows backward.
+    const int64_t planes = p.N * p.C, result = job.grad ? p.rows.in : p.rows.out;
+    if (planes * p.rows.out * p.cols.out == 0 && !job.grad) return;
+    const double places = double(p.rows.in) * p.cols.in + double(p.rows.out) * p.cols.out;
+    const int64_t bytes = cpu_kernels().pool_scratch(job);
+    parallel_tasks(
+        pool_channels(job) ? p.N * result : planes, 16.0 * planes * places,
+        [&](int64_t begin, int64_t end) { kernel(job, scratch(Slot::own, bytes), begin, end); });
+  }
+};
 
 }  // namespace
 
-Tensor max_pool2d_cpu(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
-                      int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dil_h, int64_t dil_w,
-                      int64_t ceil_mode) {
-  const PoolSettings s = {kernel_h, kernel_w, stride_h, stride_w, pad_h,
-                          pad_w,    dil_h,    dil_w,    ceil_mode};
-  return std::get<0>(max_pool("max_pool2d", input, s, IndexType::none));
-}
-
-std::tuple<Tensor, Tensor> max_pool2d_window_cpu(const Tensor& input, int64_t kernel_h,
-                                                 int64_t kernel_w, int64_t stride_h,
-                                                 int64_t stride_w, int64_t pad_h, int64_t pad_w,
-                                                 int64_t dil_h, int64_t dil_w, int64_t ceil_mode) {
-  const PoolSettings s = {kernel_h, kernel_w, stride_h, stride_w, pad_h,
-                          pad_w,    dil_h,    dil_w,    ceil_mode};
-  const bool byte = kernel_h > 0 && kernel_w > 0 && kernel_h <= 256 / kernel_w;
-  return max_pool("max_pool2d", input, s, byte ? IndexType::window8 : IndexType::window32);
-}
-
-std::tuple<Tensor, Tensor> max_pool2d_with_indices_cpu(const Tensor& input, int64_t kernel_h,
-                                                       int64_t kernel_w, int64_t stride_h,
-                                                       int64_t stride_w, int64_t pad_h,
-                                                       int64_t pad_w, int64_t dil_h, int64_t dil_w,
-                                                       int64_t ceil_mode) {
-  const PoolSettings s = {kernel_h, kernel_w, stride_h, stride_w, pad_h,
-                          pad_w,    dil_h,    dil_w,    ceil_mode};
-  return max_pool("max_pool2d", input, s, IndexType::flat64);
-}
-
-Tensor max_pool2d_grad_cpu(const Tensor& grad, const Tensor& index, int64_t height, int64_t width,
-                           int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
-                           int64_t pad_h, int64_t pad_w, int64_t dil_h, int64_t dil_w) {
-  const char* op = "max_pool2d_grad";
-  const View dy = view_of(grad, op, "grad");
-  const PoolProblem p = make_pool_grad_problem(
-      op, dy.size, height, width,
-      {kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, 0}, dtype_of(grad, op));
-  PoolJob job = index_job(op, index, p);
-  const int64_t size[4] = {p.N, p.C, height, width};
-  const Tensor output = empty4(grad, size, channels_last(dy), p.dtype);
-  job.x = view_of(output, op, "output"), job.y = dy;
-  run(job, cpu_kernels().max_pool_grad_run, p.rows);
-  return output;
-}
-
-Tensor max_pool2d_gather_cpu(const Tensor& input, const Tensor& index, int64_t height,
-                             int64_t width, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
-                             int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dil_h,
-                             int64_t dil_w) {
-  const char* op = "max_pool2d_gather";
-  const View x = view_of(input, op, "input"), places = view_of(index, op, "index");
-  const PoolProblem p = make_pool_grad_problem(
-      op, places.size, height, width,
-      {kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, 0}, dtype_of(input, op));
-  const int64_t x_size[4] = {p.N, p.C, height, width};
-  check_size(op, "input", x, x_size);
-  PoolJob job = index_job(op, index, p);
-  const Tensor output = empty4(input, places.size, channels_last(x), p.dtype);
-  job.x = x, job.y = view_of(output, op, "output");
-  const double work = 40.0 * p.N * p.C * p.rows.out * p.cols.out;
-  parallel_tasks(p.N * p.rows.out, work, [&](int64_t begin, int64_t end) {
-    cpu_kernels().max_pool_gather_run(job, begin, end);
-  });
-  return output;
-}
-
-Tensor avg_pool2d_cpu(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
-                      int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t ceil_mode,
-                      int64_t count_include_pad, int64_t divisor_override) {
-  const char* op = "avg_pool2d";
-  const View x = view_of(input, op, "input");
-  PoolProblem p = make_pool_problem(
-      op, x.size, {kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, 1, 1, ceil_mode},
-      dtype_of(input, op));
-  p.count_include_pad = count_include_pad, p.divisor = divisor_override;
-  return avg(op, input, x, p);
-}
-
-Tensor avg_pool2d_grad_cpu(const Tensor& grad, int64_t height, int64_t width, int64_t kernel_h,
-                           int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h,
-                           int64_t pad_w, int64_t /*ceil_mode*/, int64_t count_include_pad,
-                           int64_t divisor_override) {
-  const char* op = "avg_pool2d_grad";
-  const View dy = view_of(grad, op, "grad");
-  PoolProblem p = make_pool_grad_problem(
-      op, dy.size, height, width, {kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, 1, 1, 0},
-      dtype_of(grad, op));
-  p.count_include_pad = count_include_pad, p.divisor = divisor_override;
-  return avg_grad(op, grad, dy, p);
-}
-
-Tensor adaptive_avg_pool2d_cpu(const Tensor& input, int64_t out_h, int64_t out_w) {
-  const char* op = "adaptive_avg_pool2d";
-  const View x = view_of(input, op, "input");
-  return avg(op, input, x, make_adaptive_problem(op, x.size, out_h, out_w, dtype_of(input, op)));
-}
-
-Tensor adaptive_avg_pool2d_grad_cpu(const Tensor& grad, int64_t height, int64_t width) {
-  const char* op = "adaptive_avg_pool2d_grad";
-  const View dy = view_of(grad, op, "grad");
-  const int64_t size[4] = {dy.size[0], dy.size[1], height, width};
-  return avg_grad(op, grad, dy,
-                  make_adaptive_problem(op, size, dy.size[2], dy.size[3], dtype_of(grad, op)));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
-  m.impl("max_pool2d", TORCH_BOX(&max_pool2d_cpu));
-  m.impl("max_pool2d_raw", TORCH_BOX(&max_pool2d_cpu));
-  m.impl("max_pool2d_window", TORCH_BOX(&max_pool2d_window_cpu));
-  m.impl("max_pool2d_window_raw", TORCH_BOX(&max_pool2d_window_cpu));
-  m.impl("max_pool2d_with_indices", TORCH_BOX(&max_pool2d_with_indices_cpu));
-  m.impl("max_pool2d_with_indices_raw", TORCH_BOX(&max_pool2d_with_indices_cpu));
-  m.impl("max_pool2d_grad", TORCH_BOX(&max_pool2d_grad_cpu));
-  m.impl("max_pool2d_grad_raw", TORCH_BOX(&max_pool2d_grad_cpu));
-  m.impl("max_pool2d_gather", TORCH_BOX(&max_pool2d_gather_cpu));
-  m.impl("max_pool2d_gather_raw", TORCH_BOX(&max_pool2d_gather_cpu));
-  m.impl("avg_pool2d", TORCH_BOX(&avg_pool2d_cpu));
-  m.impl("avg_pool2d_raw", TORCH_BOX(&avg_pool2d_cpu));
-  m.impl("avg_pool2d_grad", TORCH_BOX(&avg_pool2d_grad_cpu));
-  m.impl("avg_pool2d_grad_raw", TORCH_BOX(&avg_pool2d_grad_cpu));
-  m.impl("adaptive_avg_pool2d", TORCH_BOX(&adaptive_avg_pool2d_cpu));
-  m.impl("adaptive_avg_pool2d_raw", TORCH_BOX(&adaptive_avg_pool2d_cpu));
-  m.impl("adaptive_avg_pool2d_grad", TORCH_BOX(&adaptive_avg_pool2d_grad_cpu));
-  m.impl("adaptive_avg_pool2d_grad_raw", TORCH_BOX(&adaptive_avg_pool2d_grad_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) { PoolOps<Cpu>::register_on(m); }
 
 }  // namespace fastconv

@@ -1,0 +1,50 @@
+// The arguments of the convolution ops at the torch side, checked once for every backend.
+#pragma once
+#include "tensor.h"
+
+namespace fastconv {
+
+inline ConvProblem conv2d_problem(const Tensor& input, const Tensor& weight,
+                                  const OptionalTensor& bias, const OptionalTensor& residual,
+                                  const ConvSettings& settings) {
+  const char* op = "conv2d";
+  const View x = view_of(input, op, "input"), w = view_of(weight, op, "weight");
+  check_same(input, "input", weight, "weight", op);
+  if (bias) check_same(input, "input", *bias, "bias", op);
+  if (residual) check_same(input, "input", *residual, "residual", op);
+  const ConvProblem p = make_conv_problem(x.size, w.size, settings, dtype_of(input, op));
+  if (bias)
+    check(bias->dim() == 1 && bias->size(0) == p.K, "conv2d: bias must have size [", p.K,
+          "] (the weight's output channels), got ", shape(bias->sizes().data(), bias->dim()));
+  const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
+  if (residual) check_size(op, "residual", view_of(*residual, op, "residual"), y_size);
+  return p;
+}
+
+inline ConvProblem conv2d_input_grad_problem(const Tensor& grad, const Tensor& weight, int64_t H,
+                                             int64_t W, const ConvSettings& settings) {
+  const char* op = "conv2d_input_grad";
+  const View dy = view_of(grad, op, "grad"), w = view_of(weight, op, "weight");
+  check_same(grad, "grad", weight, "weight", op);
+  const int64_t x_size[4] = {dy.size[0], w.size[1] * settings.groups, H, W};
+  const ConvProblem p = make_conv_problem(x_size, w.size, settings, dtype_of(grad, op));
+  const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
+  check_size(op, "grad", dy, y_size);
+  return p;
+}
+
+inline ConvProblem conv2d_weight_grad_problem(const Tensor& input, const Tensor& grad, int64_t R,
+                                              int64_t S, const ConvSettings& settings) {
+  const char* op = "conv2d_weight_grad";
+  const View x = view_of(input, op, "input"), dy = view_of(grad, op, "grad");
+  check_same(input, "input", grad, "grad", op);
+  check(settings.groups > 0 && x.size[1] % settings.groups == 0, op, ": ", x.size[1],
+        " input channels are not divisible by groups=", settings.groups);
+  const int64_t w_size[4] = {dy.size[1], x.size[1] / settings.groups, R, S};
+  const ConvProblem p = make_conv_problem(x.size, w_size, settings, dtype_of(input, op));
+  const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
+  check_size(op, "grad", dy, y_size);
+  return p;
+}
+
+}  // namespace fastconv
