@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 BACKENDS = ("cpu", "cuda", "triton")
-_BUILT = ("cpu",)
+# Backend -> the namespace of torch.ops that holds its raw ops, where it is not the device's own.
+NAMESPACES: dict[str, str] = {}
 _choice = threading.local()
 
 
@@ -17,8 +18,19 @@ def current_backend() -> str | None:
 
 
 @contextmanager
+def chosen(name: str | None) -> Iterator[None]:
+    """Within it the backend is `name`, which is not checked: for a backward pass in its thread."""
+    before = current_backend()
+    _choice.name = name
+    try:
+        yield
+    finally:
+        _choice.name = before
+
+
+@contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Within it, ops of this thread run on the named backend.
+    """Within it, ops of this thread run on the named backend, and so do their gradients.
 
     Args:
         name: "cpu"; "cuda" and "triton" are not built yet.
@@ -26,13 +38,9 @@ def backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: an unknown name. NotImplementedError: a backend this build does not have.
     """
-    if name not in BACKENDS:
+    if name not in BACKENDS and name not in NAMESPACES:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
-    if name not in _BUILT:
+    if name != "cpu" and name not in NAMESPACES:
         raise NotImplementedError(f"fastconv was built without the {name} backend")
-    before = current_backend()
-    _choice.name = name
-    try:
+    with chosen(name):
         yield
-    finally:
-        _choice.name = before

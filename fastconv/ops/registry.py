@@ -15,6 +15,7 @@ import torch
 from torch.autograd import Function, forward_ad
 
 from .. import _C  # noqa: F401  registers torch.ops.fastconv
+from ..backend import NAMESPACES, chosen, current_backend
 
 _library = torch.library.Library("fastconv", "IMPL")
 
@@ -39,8 +40,14 @@ def _functions(raw: Any, save: Save, backward: Backward, name: str) -> tuple[typ
 
         setup_context = staticmethod(save)
 
+    choice = current_backend()
+
+    def backward_of(ctx, *grads):
+        with chosen(choice):  # it may run in a thread of autograd's
+            return backward(ctx, *grads)
+
     for function in (Eager, Transformed):
-        function.backward = staticmethod(backward)
+        function.backward = staticmethod(backward if choice is None else backward_of)
         function.__name__ = function.__qualname__ = name
     return Eager, Transformed
 
@@ -59,9 +66,11 @@ class Op:
         self.name = name
         self.public = getattr(torch.ops.fastconv, name).default
         self.raw = getattr(torch.ops.fastconv, name + "_raw").default
+        self.gradient = (save, backward)
         self.eager = self.transformed = None
         if backward is not None:
             self.eager, self.transformed = _functions(self.raw, save, backward, name)
+        self.elsewhere: dict[str, Callable] = {}  # backend -> the op on it
         _library.impl(name + "_raw", torch.library.fallthrough_kernel, "Autograd")
         _library.impl(name, self._autograd_kernel, "Autograd")
         for each in (f"fastconv::{name}", f"fastconv::{name}_raw"):
@@ -79,7 +88,18 @@ class Op:
             return self.eager.apply(*args)
         return self.raw(*args)
 
+    def _on(self, backend: str) -> Callable:
+        """The op on a backend that is not the device's own; eager only."""
+        if backend not in self.elsewhere:
+            raw = getattr(getattr(torch.ops, NAMESPACES[backend]), self.name + "_raw").default
+            save, backward = self.gradient
+            eager = raw if backward is None else _functions(raw, save, backward, self.name)[0].apply
+            self.elsewhere[backend] = lambda *args: (eager if self._needs_grad(args) else raw)(*args)
+        return self.elsewhere[backend]
+
     def __call__(self, *args):
+        if current_backend() in NAMESPACES:
+            return self._on(current_backend())(*args)
         if torch.compiler.is_compiling():
             return self.public(*args)
         if torch._C._functorch.peek_interpreter_stack() is not None:
