@@ -12,8 +12,6 @@ import torch
 
 from fastconv.testing.compare import relative_rms
 
-pytestmark = pytest.mark.xdist_group("emulator")
-
 RUNS = [("ascending", 1), ("descending", 1), ("random", 1), ("random", 2)]
 
 

@@ -132,11 +132,14 @@ def take_log() -> list[str]:
 
 
 class Buffer:
-    """A tensor's copy in guarded memory; it ends (``right``) or begins at a forbidden page."""
+    """A tensor's copy in guarded memory, with its strides; gaps between its elements are poison.
+
+    It ends (``right``) or begins at a page that cannot be accessed.
+    """
 
     def __init__(self, tensor: Tensor, right: bool = True, name: str = "tensor"):
-        self.like = tensor
-        self.bytes = tensor.numel() * tensor.element_size()
+        extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        self.bytes = (extent if tensor.numel() else 0) * tensor.element_size()
         self.pointer = library().emulator_allocate(self.bytes, right, name.encode())
         if not self.pointer:
             raise MemoryError(f"no room for {self.bytes} guarded bytes")

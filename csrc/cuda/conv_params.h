@@ -1,0 +1,87 @@
+// What the host tells a convolution kernel: a POD made from a ConvProblem. No CUDA header here.
+// Activations are N H W C with `pixel` elements from one pixel to the next (C, or more where the
+// tensor is a slice of channels); weights are K R S C/G, without gaps.
+#pragma once
+#include <stdint.h>
+
+#include "../problem.h"
+
+namespace fastconv::cuda {
+
+// How products are made: by tensor cores in half precision, in tf32, or in float32 by three tf32
+// products (3xTF32).
+enum class Math : int32_t { f16 = 0, bf16 = 1, tf32 = 2, f32 = 3 };
+
+constexpr int element_bytes(Math math) { return math == Math::f16 || math == Math::bf16 ? 2 : 4; }
+
+// n / d for 0 <= n < 2^31 by a multiplication: with 2^l >= d the factor ceil(2^(31+l) / d) is off
+// by less than d, so the quotient by less than n / 2^31 of one (Granlund and Montgomery, 1994).
+struct Divisor {
+  uint32_t d, factor, shift;
+};
+inline Divisor make_divisor(int64_t d) {
+  uint32_t l = 1;
+  while ((int64_t(1) << l) < d) ++l;
+  return {uint32_t(d), uint32_t(((uint64_t(1) << (31 + l)) + d - 1) / d), l - 1};
+}
+
+struct ConvOperands {
+  const void *x, *w;
+  const void *bias, *residual;  // may be null
+  void* y;
+  float* partial;  // splits x N P Q x K, where splits > 1
+  int64_t x_pixel, y_pixel, residual_pixel;
+};
+
+struct ConvParams {
+  ConvOperands at;
+  int32_t H, W, R, S, Q;
+  int32_t M;     // output pixels, N P Q
+  int32_t C, K;  // of one group
+  int32_t groups;
+  int32_t stride_h, stride_w, pad_t, pad_l, dil_h, dil_w;
+  Activation activation;
+  Divisor by_image, by_row;  // P Q, Q
+  int32_t depth;             // length of the reduction, R S C
+  int32_t splits, split_depth;
+};
+
+// Why the implicit GEMM kernels (conv_implicit_gemm, conv1x1) cannot run a problem; null if they
+// can. The pointers must be aligned to 16 bytes, and the pixel strides whole chunks.
+inline const char* implicit_gemm_refusal(const ConvProblem& p, Math math) {
+  const int64_t chunk = 16 / element_bytes(math), limit = INT32_MAX;
+  if (p.C / p.G % chunk != 0) return "the channels of a group are not whole 16-byte chunks";
+  if (p.K / p.G % chunk != 0) return "the output channels of a group are not whole 16-byte chunks";
+  if (p.R > 15 || p.S > 15) return "the kernel is larger than 15x15";
+  if (p.N * p.P * p.Q > limit || p.R * p.S * (p.C / p.G) > limit / 8) return "sizes beyond 32 bits";
+  if (p.H + p.pad_t + p.pad_b > limit / 2 || p.W + p.pad_l + p.pad_r > limit / 2)
+    return "sizes beyond 32 bits";
+  if (p.G > 65535) return "more groups than a grid has rows";
+  return nullptr;
+}
+inline const char* conv1x1_refusal(const ConvProblem& p, Math math) {
+  if (p.R != 1 || p.S != 1) return "the kernel is larger than 1x1";
+  if (p.pad_t || p.pad_l || p.pad_b || p.pad_r) return "outputs outside the input";
+  return implicit_gemm_refusal(p, math);
+}
+
+inline ConvParams make_conv_params(const ConvProblem& p, const ConvOperands& at, int splits,
+                                   int split_depth) {
+  ConvParams c = {};
+  c.at = at;
+  c.H = int32_t(p.H), c.W = int32_t(p.W);
+  c.R = int32_t(p.R), c.S = int32_t(p.S), c.Q = int32_t(p.Q);
+  c.M = int32_t(p.N * p.P * p.Q);
+  c.C = int32_t(p.C / p.G), c.K = int32_t(p.K / p.G), c.groups = int32_t(p.G);
+  c.stride_h = int32_t(p.stride_h), c.stride_w = int32_t(p.stride_w);
+  c.pad_t = int32_t(p.pad_t), c.pad_l = int32_t(p.pad_l);
+  c.dil_h = int32_t(p.dil_h), c.dil_w = int32_t(p.dil_w);
+  c.activation = p.activation;
+  c.by_image = make_divisor(p.P * p.Q);
+  c.by_row = make_divisor(p.Q);
+  c.depth = c.R * c.S * c.C;
+  c.splits = splits, c.split_depth = split_depth;
+  return c;
+}
+
+}  // namespace fastconv::cuda

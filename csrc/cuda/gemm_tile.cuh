@@ -1,0 +1,182 @@
+// The warp's share of a block's product: fragments from shared memory, tensor-core products.
+//
+// Both operands are rows of depth, 64 or 128 bytes a step. The 16-byte chunks of a row are permuted
+// so that eight rows read by one ldmatrix lie in different banks. A chunk holds 8 halves or 4
+// floats, and one step of the tensor core takes 32 bytes of either, so all arithmetics share this.
+#pragma once
+#include "epilogue.cuh"
+#include "tiles.h"
+
+namespace fastconv::cuda {
+
+FASTCONV_BOTH constexpr int min_of(int a, int b) { return a < b ? a : b; }
+
+template <Math kM>
+struct Storage {
+  using type = float;
+};
+template <>
+struct Storage<Math::f16> {
+  using type = half;
+};
+template <>
+struct Storage<Math::bf16> {
+  using type = bf16;
+};
+
+template <Math kM, int kIndex, bool kOneByOne>
+struct GemmConfig {
+  static constexpr Math kMath = kM;
+  static constexpr Tile kTile = tile_of(kM, kIndex);
+  static constexpr bool kPointwise = kOneByOne;
+  using T = typename Storage<kM>::type;
+  static constexpr int kRowBytes = kTile.bk * int(sizeof(T)), kChunks = kRowBytes / 16;
+  static constexpr int kSteps = kRowBytes / 32;
+  static constexpr int kThreads = kTile.threads();
+  static constexpr int kRowsPerPass = kThreads / kChunks;
+  static constexpr int kLoadsA = kTile.bm / kRowsPerPass, kLoadsB = kTile.bn / kRowsPerPass;
+  static constexpr int kBytesA = kTile.bm * kRowBytes, kStageBytes = kBytesA + kTile.bn * kRowBytes;
+  static constexpr int kSlabPitch = kTile.wn + 8;  // floats
+  static constexpr int kSharedBytes = kTile.shared_bytes(sizeof(T));
+  // 3xTF32 keeps its registers for the second set of accumulators.
+  static constexpr bool kPrefetch = kM != Math::f32;
+
+  static_assert(kRowBytes == 64 || kRowBytes == 128);
+  static_assert(kRowsPerPass % 8 == 0, "a thread's rows share one permutation of chunks");
+  static_assert(kTile.bm % kRowsPerPass == 0 && kTile.bn % kRowsPerPass == 0);
+  static_assert(kTile.wm % 16 == 0 && kTile.wn % 16 == 0);
+  static_assert(kTile.warps() * 16 * kSlabPitch * 4 <= kSharedBytes,
+                "store_tile reuses the stages");
+  static_assert(kM != Math::f32 || kTile.bk <= 32, "3xTF32 is promoted each 32 of depth");
+};
+
+template <int kRowBytes>
+FASTCONV_DEVICE int swizzle(int row, int chunk) {
+  return chunk ^ (kRowBytes == 64 ? row >> 1 & 3 : row & 7);
+}
+
+template <class Config>
+struct WarpTile {
+  static constexpr Tile kTile = Config::kTile;
+  static constexpr int kRows = kTile.wm / 16, kColumns = kTile.wn / 8;
+  static constexpr int kBuffers = Config::kPrefetch ? 2 : 1;
+  static constexpr int kBytes = Config::kRowBytes;
+
+  float acc[kRows][kColumns][4];
+  float total[Config::kMath == Math::f32 ? kRows : 1][kColumns][4];
+  uint32_t a[kBuffers][kRows][4], b[kBuffers][kColumns / 2][4];
+  uint32_t a_from, b_from;  // of this lane's row in a stage
+
+  FASTCONV_DEVICE void start() {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    constexpr int kWarpsN = kTile.bn / kTile.wn;
+    const int row = warp / kWarpsN * kTile.wm + lane % 16;
+    const int column = warp % kWarpsN * kTile.wn + lane % 8 + lane / 16 * 8;
+    a_from = row * kBytes + swizzle<kBytes>(row, lane / 16) * 16;
+    b_from = Config::kBytesA + column * kBytes + swizzle<kBytes>(column, lane / 8 % 2) * 16;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          acc[i][j][e] = 0;
+          if constexpr (Config::kMath == Math::f32) total[i][j][e] = 0;
+        }
+  }
+
+  // Reads the fragments of a step: its two chunks differ from step 0's in bits 5 and 6.
+  FASTCONV_DEVICE void read(uint32_t stage, int step) {
+    const int buffer = step % kBuffers;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+      ptx::ldmatrix_x4(a[buffer][i], ((stage + a_from) ^ step << 5) + i * 16 * kBytes);
+#pragma unroll
+    for (int j = 0; j < kColumns / 2; ++j)
+      ptx::ldmatrix_x4(b[buffer][j], ((stage + b_from) ^ step << 5) + j * 16 * kBytes);
+  }
+
+  FASTCONV_DEVICE void multiply(int step) {
+    auto& fa = a[step % kBuffers];
+    auto& fb = b[step % kBuffers];
+    if constexpr (Config::kMath == Math::f32) {
+      multiply_float(fa, fb);
+    } else {
+      if constexpr (Config::kMath == Math::tf32) {
+        round(fa);
+        round(fb);
+      }
+      product(fa, fb);
+    }
+  }
+
+  template <int N>
+  static FASTCONV_DEVICE void round(uint32_t (&v)[N][4]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) v[i][e] = ptx::cvt_rna_tf32(ptx::bits_float(v[i][e]));
+  }
+
+  FASTCONV_DEVICE void product(const uint32_t (&fa)[kRows][4],
+                               const uint32_t (&fb)[kColumns / 2][4]) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        const uint32_t* column = &fb[j / 2][j % 2 * 2];
+        if constexpr (sizeof(typename Config::T) == 2)
+          ptx::mma_m16n8k16<typename Config::T>(acc[i][j], fa[i], column);
+        else
+          ptx::mma_m16n8k8_tf32(acc[i][j], fa[i], column);
+      }
+  }
+
+  // x = big + small, both tf32: big is x rounded, ties away, small the exact rest. NOTE for x not
+  // finite small is NaN, and so is the sum; store_tile computes such outputs again.
+  template <int N>
+  static FASTCONV_DEVICE void split(uint32_t (&v)[N][4], uint32_t (&small)[N][4]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const uint32_t big = (v[i][e] + 0x1000) & 0xffffe000u;
+        small[i][e] = ptx::float_bits(ptx::bits_float(v[i][e]) - ptx::bits_float(big));
+        v[i][e] = big;
+      }
+  }
+
+  // 3xTF32: the smallest terms first; small times small is below float32.
+  FASTCONV_DEVICE void multiply_float(uint32_t (&fa)[kRows][4], uint32_t (&fb)[kColumns / 2][4]) {
+    uint32_t a_small[kRows][4], b_small[kColumns / 2][4];
+    split(fa, a_small);
+    split(fb, b_small);
+    product(a_small, fb);
+    product(fa, b_small);
+    product(fa, fb);
+  }
+
+  // A tensor core rounds its sums toward zero, so 3xTF32 may add up no more than 32 of depth there.
+  FASTCONV_DEVICE void promote() {
+    if constexpr (Config::kMath == Math::f32) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i)
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            total[i][j][e] += acc[i][j][e];
+            acc[i][j][e] = 0;
+          }
+    }
+  }
+
+  FASTCONV_DEVICE auto& sums() {
+    if constexpr (Config::kMath == Math::f32)
+      return total;
+    else
+      return acc;
+  }
+};
+
+}  // namespace fastconv::cuda

@@ -1,0 +1,37 @@
+// The second pass of split-K: adds the partial sums of each output in order, then finishes them.
+#pragma once
+#include "store_tile.cuh"
+
+namespace fastconv::cuda {
+
+constexpr int kSplitThreads = 128;
+
+template <Math kMath>
+__global__ void __launch_bounds__(kSplitThreads)
+    add_splits(const ConvParams __grid_constant__ params, Divisor by_chunks) {
+  using T = typename Storage<kMath>::type;
+  constexpr int kSize = Chunk<T>::kSize;
+  const int64_t K = int64_t(params.K) * params.groups;
+  const int chunks = int(by_chunks.d);
+  const int64_t index = int64_t(blockIdx.x) * kSplitThreads + threadIdx.x;
+  if (index >= int64_t(params.M) * chunks) return;
+  const int m = index < INT32_MAX ? divide(int(index), by_chunks) : int(index / chunks);
+  const int k = int(index - int64_t(m) * chunks) * kSize;
+  float v[kSize] = {};
+  for (int z = 0; z < params.splits; ++z) {
+    const float* partial = params.at.partial + (int64_t(z) * params.M + m) * K + k;
+#pragma unroll
+    for (int e = 0; e < kSize; e += 4) {
+      const float4 four = ptx::ld_global(reinterpret_cast<const float4*>(partial + e));
+      v[e] += four.x, v[e + 1] += four.y, v[e + 2] += four.z, v[e + 3] += four.w;
+    }
+  }
+  if constexpr (kMath == Math::f32) mend(v, params, m, k);
+  const T* bias = static_cast<const T*>(params.at.bias);
+  const T* residual = static_cast<const T*>(params.at.residual);
+  if (residual != nullptr) residual += m * params.at.residual_pixel + k;
+  finish_chunk<T>(v, bias != nullptr ? bias + k : bias, residual, params.activation,
+                  static_cast<T*>(params.at.y) + m * params.at.y_pixel + k);
+}
+
+}  // namespace fastconv::cuda

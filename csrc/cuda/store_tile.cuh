@@ -1,0 +1,109 @@
+// From accumulators to outputs: each warp passes 16 rows at a time through a slab of shared memory,
+// so that a thread holds 16 bytes of one pixel's channels, which it finishes and stores.
+#pragma once
+#include "epilogue.cuh"
+#include "gemm_tile.cuh"
+
+namespace fastconv::cuda {
+
+FASTCONV_DEVICE int divide(int n, Divisor by) {
+  return by.d == 1 ? n : int(ptx::mul_hi(n, by.factor) >> by.shift);
+}
+
+struct Pixel {
+  int n, p, q;
+};
+FASTCONV_DEVICE Pixel pixel_of(const ConvParams& c, int m) {
+  const int n = divide(m, c.by_image), rest = m - n * int(c.by_image.d), p = divide(rest, c.by_row);
+  return {n, p, rest - p * c.Q};
+}
+
+// One output in plain float32, for the few that 3xTF32 leaves NaN: an infinite operand times a
+// rest of zero is NaN where it should be infinite. Ends early where the sum is truly NaN.
+FASTCONV_DEVICE float plain_sum(const ConvParams& c, int m, int k) {
+  const Pixel at = pixel_of(c, m);
+  const float* w = static_cast<const float*>(c.at.w) + int64_t(k) * c.depth;
+  const float* x = static_cast<const float*>(c.at.x) + int64_t(k / c.K) * c.C;
+  float sum = 0;
+#pragma unroll 1
+  for (int tap = 0; tap < c.R * c.S; ++tap) {
+    const int h = at.p * c.stride_h - c.pad_t + tap / c.S * c.dil_h;
+    const int v = at.q * c.stride_w - c.pad_l + tap % c.S * c.dil_w;
+    if (h < 0 || h >= c.H || v < 0 || v >= c.W) continue;
+    const float* from = x + ((int64_t(at.n) * c.H + h) * c.W + v) * c.at.x_pixel;
+#pragma unroll 1
+    for (int i = 0; i < c.C && sum == sum; ++i)
+      sum += ptx::ld_global(from + i) * ptx::ld_global(w + tap * c.C + i);
+  }
+  return sum;
+}
+
+FASTCONV_DEVICE void mend(float (&v)[4], const ConvParams& c, int m, int k) {
+#pragma unroll 1
+  for (int e = 0; e < 4; ++e) {
+    const float was = e == 0 ? v[0] : e == 1 ? v[1] : e == 2 ? v[2] : v[3];
+    if (was == was) continue;
+    const float sum = plain_sum(c, m, k + e);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (i == e) v[i] = sum;
+  }
+}
+
+template <class Config, int kRows, int kColumns>
+FASTCONV_DEVICE void store_tile(const ConvParams& params, const float (&acc)[kRows][kColumns][4],
+                                uint32_t shared, int m0, int n0) {
+  using T = typename Config::T;
+  constexpr Tile tile = Config::kTile;
+  constexpr int kPitch = Config::kSlabPitch, kSize = Chunk<T>::kSize;
+  constexpr int kLanesPerRow = tile.wn / kSize, kRowsAtOnce = 32 / kLanesPerRow;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  constexpr int kWarpsN = tile.bn / tile.wn;
+  const uint32_t slab = shared + warp * 16 * kPitch * 4;
+  // The four-float halves of a chunk change places by row and by 32 columns: no bank conflicts.
+  auto place = [&](int row, int column) {
+    return slab + 4 * (row * kPitch + (column ^ ((row ^ column >> 5) & 1) << 2));
+  };
+  const int column = lane % kLanesPerRow * kSize;
+  const int n = n0 + warp % kWarpsN * tile.wn + column;  // in the group
+  const int first = m0 + warp / kWarpsN * tile.wm;
+  const int64_t K = int64_t(params.K) * params.groups, k = int64_t(blockIdx.y) * params.K + n;
+  const T* bias = params.at.bias ? static_cast<const T*>(params.at.bias) + k : nullptr;
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      const int row = lane / 4, at = 8 * j + lane % 4 * 2;
+      ptx::st_shared(place(row, at), make_float2(acc[i][j][0], acc[i][j][1]));
+      ptx::st_shared(place(row + 8, at), make_float2(acc[i][j][2], acc[i][j][3]));
+    }
+    ptx::syncwarp();
+#pragma unroll 1
+    for (int row = lane / kLanesPerRow; row < 16; row += kRowsAtOnce) {
+      const int m = first + 16 * i + row;
+      if (m >= params.M || n >= params.K) continue;
+      float v[kSize];
+#pragma unroll
+      for (int e = 0; e < kSize; e += 4) {
+        const float4 four = ptx::ld_shared<float4>(place(row, column + e));
+        v[e] = four.x, v[e + 1] = four.y, v[e + 2] = four.z, v[e + 3] = four.w;
+      }
+      if (params.splits > 1) {
+        float* partial = params.at.partial + (int64_t(blockIdx.z) * params.M + m) * K + k;
+#pragma unroll
+        for (int e = 0; e < kSize; e += 4)
+          ptx::st_global(reinterpret_cast<float4*>(partial + e),
+                         make_float4(v[e], v[e + 1], v[e + 2], v[e + 3]));
+        continue;
+      }
+      if constexpr (Config::kMath == Math::f32) mend(v, params, m, int(k));
+      const T* residual = static_cast<const T*>(params.at.residual);
+      if (residual != nullptr) residual += m * params.at.residual_pixel + k;
+      finish_chunk<T>(v, bias, residual, params.activation,
+                      static_cast<T*>(params.at.y) + m * params.at.y_pixel + k);
+    }
+    ptx::syncwarp();
+  }
+}
+
+}  // namespace fastconv::cuda

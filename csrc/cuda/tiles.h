@@ -1,0 +1,143 @@
+// The tiles of the implicit GEMM kernels and the choice among them: pure, no CUDA header.
+//
+// A block of the output GEMM (M = N P Q pixels, N = K channels, depth = R S C) is bm x bn; it goes
+// through the depth in steps of bk, `stages` of which are on their way in shared memory; a warp
+// computes wm x wn. The warp tile decides the traffic between shared memory and registers: a step
+// of 16 reads (wm + wn) rows for wm wn products, so 64 x 64 is best, and two blocks on an SM hide
+// each other's barriers.
+#pragma once
+#include "conv_params.h"
+
+namespace fastconv::cuda {
+
+struct Tile {
+  int bm, bn, bk, wm, wn, stages;
+  // The budget, held by tests/test_cuda_build.py: blocks that fit on an SM of an A100 (164 KB of
+  // shared memory), and registers that allow them.
+  int blocks, registers;
+
+  constexpr int warps() const { return (bm / wm) * (bn / wn); }
+  constexpr int threads() const { return 32 * warps(); }
+  constexpr int shared_bytes(int element) const { return stages * (bm + bn) * bk * element; }
+};
+
+// f16 and bf16.
+constexpr Tile kHalfTiles[] = {
+    // Large batches: the least traffic per product; one block an SM, so only for many blocks.
+    {256, 128, 32, 64, 64, 3, 1, 255},
+    // The default.
+    {128, 128, 32, 64, 64, 4, 2, 255},
+    // The default where an SM has 100 KB of shared memory (sm_86, sm_89).
+    {128, 128, 32, 64, 64, 3, 2, 255},
+    // Up to 64 output channels, or too few blocks of 128 x 128.
+    {128, 64, 32, 64, 32, 4, 3, 168},
+    // Small maps and batches: more blocks, and a longer step for the fixed cost of each.
+    {64, 64, 64, 64, 32, 3, 3, 255},
+    // Up to 32 output channels.
+    {128, 32, 32, 32, 32, 4, 4, 128},
+};
+// tf32: a float is twice as wide, so a step is half as deep for the same bytes.
+constexpr Tile kTf32Tiles[] = {
+    {128, 128, 16, 64, 64, 4, 2, 255},
+    {128, 64, 16, 64, 32, 4, 3, 168},
+    {64, 64, 32, 64, 32, 3, 3, 255},
+    {128, 32, 16, 32, 32, 4, 4, 128},
+};
+// float32 as 3xTF32: a second set of accumulators takes the sums each 32 of depth, which leaves no
+// registers for a warp tile of 64 x 64.
+constexpr Tile kFloatTiles[] = {
+    {128, 128, 32, 64, 32, 3, 1, 255},
+    {128, 64, 32, 64, 32, 3, 2, 255},
+    {64, 64, 32, 32, 32, 3, 3, 168},
+    {128, 32, 32, 32, 32, 3, 2, 168},
+};
+
+template <int N>
+constexpr int count(const Tile (&)[N]) {
+  return N;
+}
+constexpr int tile_count(Math math) {
+  return math == Math::tf32  ? count(kTf32Tiles)
+         : math == Math::f32 ? count(kFloatTiles)
+                             : count(kHalfTiles);
+}
+constexpr Tile tile_of(Math math, int index) {
+  return math == Math::tf32  ? kTf32Tiles[index]
+         : math == Math::f32 ? kFloatTiles[index]
+                             : kHalfTiles[index];
+}
+
+// What of a GPU the choice depends on.
+struct Device {
+  int32_t arch;           // 80, 86, 89, 90
+  int32_t sms;            // streaming multiprocessors
+  int32_t shared_per_sm;  // bytes, of which each block loses 1024 to the system
+};
+
+struct TileChoice {
+  int32_t tile, splits, split_depth;
+  float waves;   // blocks over what runs at once
+  float cycles;  // of the model below, on the busiest SM
+};
+
+// Multiply-adds of one SM and cycle in each kind of arithmetic (NVIDIA, A100 and H100 whitepapers;
+// half of A100's for sm_86 and sm_89). 3xTF32 makes three products.
+inline float products_per_cycle(Math math, int arch) {
+  const float half = arch >= 90 ? 2048.f : arch == 80 ? 1024.f : 512.f;
+  return math == Math::tf32 ? half / 2 : math == Math::f32 ? half / 6 : half;
+}
+
+// The cycles of a problem under one tile: NOTE computed, from sizes alone; no figure here was
+// measured on a GPU.
+//   - an SM works through ceil(blocks / sms) blocks;
+//   - a step costs its products, or its reads of shared memory at 128 bytes a cycle (each warp
+//     reads wm + wn rows) if these are slower; a lone warp per scheduler hides no latency: x 1.5;
+//   - filling the pipeline costs about 1500 cycles a group of concurrent blocks, the epilogue the
+//     bytes of its outputs at 16 a cycle;
+//   - partial sums are written and read once, and cost a second launch of about 4000 cycles.
+inline float tile_cycles(const Tile& t, Math math, const Device& gpu, int64_t M, int64_t K,
+                         int64_t groups, int64_t depth, int splits, float* waves) {
+  const int element = element_bytes(math);
+  const int64_t tiles = (M + t.bm - 1) / t.bm * ((K + t.bn - 1) / t.bn) * groups;
+  const int64_t blocks = tiles * splits;
+  const int fitting = gpu.shared_per_sm / (t.shared_bytes(element) + 1024);
+  const int at_once = t.blocks < fitting ? t.blocks : fitting;
+  if (at_once == 0) return 1e30f;
+  *waves = float(blocks) / (float(gpu.sms) * at_once);
+  const int64_t per_sm = (blocks + gpu.sms - 1) / gpu.sms;
+  const int64_t concurrent = per_sm < at_once ? per_sm : at_once;
+
+  const float steps = float((depth + t.bk * splits - 1) / (t.bk * splits));
+  const float products = float(t.bm) * t.bn * t.bk / products_per_cycle(math, gpu.arch);
+  const float reads = float(t.warps()) * (t.wm + t.wn) * t.bk * element / 128;
+  const float lonely = concurrent * t.warps() <= 4 ? 1.5f : 1.f;
+  const float step = (products > reads ? products : reads) * lonely;
+  const float fill = 1500.f * ((per_sm + concurrent - 1) / concurrent);
+  const float store = float(t.bm) * t.bn * (splits > 1 ? 4 : element) / 16;
+  float cycles = per_sm * (steps * step + store) + fill;
+  if (splits > 1) cycles += 4000 + float(M) * K * groups * splits * 4 / (16.f * gpu.sms);
+  return cycles;
+}
+
+// The cheapest tile and number of splits. A split keeps at least eight steps.
+inline TileChoice choose_tile(int64_t M, int64_t K, int64_t groups, int64_t depth, Math math,
+                              const Device& gpu) {
+  TileChoice best = {-1, 1, int32_t(depth), 0, 1e30f};
+  for (int i = 0; i < tile_count(math); ++i) {
+    const Tile t = tile_of(math, i);
+    const int64_t steps = (depth + t.bk - 1) / t.bk;
+    for (int splits = 1; splits <= 32 && (splits == 1 || steps / splits >= 8); ++splits) {
+      const int64_t steps_each = (steps + splits - 1) / splits;
+      if ((steps + steps_each - 1) / steps_each != splits) continue;  // the last one would be empty
+      float waves = 0;
+      const float cycles = tile_cycles(t, math, gpu, M, K, groups, depth, splits, &waves);
+      if (cycles < best.cycles) best = {i, splits, int32_t(steps_each * t.bk), waves, cycles};
+    }
+  }
+  return best;
+}
+inline TileChoice choose_tile(const ConvProblem& p, Math math, const Device& gpu) {
+  return choose_tile(p.N * p.P * p.Q, p.K / p.G, p.G, p.R * p.S * (p.C / p.G), math, gpu);
+}
+
+}  // namespace fastconv::cuda
