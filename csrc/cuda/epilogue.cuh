@@ -1,43 +1,45 @@
-// The foot of every forward kernel: activation(acc + bias + residual) in float, 16 bytes a thread.
+// The foot of every forward kernel: activation(acc + bias + residual) in float (double for double),
+// for the elements of one access: 16 bytes a thread where the layout allows, one otherwise.
 #pragma once
-#include "../problem.h"
-#include "ptx.cuh"
+#include "storage.cuh"
 
 namespace fastconv::cuda {
 
-// 16 bytes of a row of channels.
-template <class T>
-struct alignas(16) Chunk {
-  static constexpr int kSize = 16 / sizeof(T);
-  T at[kSize];
-};
-
 // ReLU as torch's: v <= 0 ? 0 : v, so that NaN stays NaN.
-FASTCONV_DEVICE float activate(float v, Activation activation) {
-  if (activation == Activation::relu) return v <= 0 ? 0.f : v;
-  if (activation == Activation::sigmoid) return 1.f / (1.f + expf(-v));
+template <class V>
+FASTCONV_DEVICE V activate(V v, Activation activation) {
+  if (activation == Activation::relu) return v <= 0 ? V(0) : v;
+  if (activation == Activation::sigmoid) return V(1) / (V(1) + exp(-v));
   return v;
 }
 
+// Gradient of the activation at its output y: relu (y <= 0 ? 0 : dy), sigmoid dy * y * (1 - y).
+template <class V>
+FASTCONV_DEVICE V activation_grad(V dy, V y, Activation activation) {
+  if (activation == Activation::relu) return y <= 0 ? V(0) : dy;
+  if (activation == Activation::sigmoid) return dy * y * (V(1) - y);
+  return dy;
+}
+
 // Finishes and stores the outputs at y; bias and residual point at the same channels, or are null.
-template <class T>
-FASTCONV_DEVICE void finish_chunk(float (&acc)[Chunk<T>::kSize], const T* bias, const T* residual,
+template <class T, int N>
+FASTCONV_DEVICE void finish_chunk(Compute<T> (&acc)[N], const T* bias, const T* residual,
                                   Activation activation, T* y) {
-  constexpr int kSize = Chunk<T>::kSize;
+  using Vector = Chunk<T, N>;
   if (bias != nullptr) {
-    const auto b = ptx::ld_global(reinterpret_cast<const Chunk<T>*>(bias));
+    const auto b = ptx::ld_global(reinterpret_cast<const Vector*>(bias));
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) acc[i] += ptx::to_float(b.at[i]);
+    for (int i = 0; i < N; ++i) acc[i] += widen(b.at[i]);
   }
   if (residual != nullptr) {
-    const auto r = ptx::ld_global(reinterpret_cast<const Chunk<T>*>(residual));
+    const auto r = ptx::ld_global(reinterpret_cast<const Vector*>(residual));
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) acc[i] += ptx::to_float(r.at[i]);
+    for (int i = 0; i < N; ++i) acc[i] += widen(r.at[i]);
   }
-  Chunk<T> out;
+  Vector out;
 #pragma unroll
-  for (int i = 0; i < kSize; ++i) out.at[i] = ptx::from_float<T>(activate(acc[i], activation));
-  ptx::st_global(reinterpret_cast<Chunk<T>*>(y), out);
+  for (int i = 0; i < N; ++i) out.at[i] = narrow<T>(activate(acc[i], activation));
+  ptx::st_global(reinterpret_cast<Vector*>(y), out);
 }
 
 }  // namespace fastconv::cuda

@@ -13,6 +13,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import re
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -55,23 +56,27 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
+@functools.cache
+def _included(source: Path) -> frozenset[Path]:
+    """A source and every file of the repository that it includes."""
+    found = {source}
+    for name in re.findall(r'^#include "(.+)"', source.read_text(), re.MULTILINE):
+        for folder in (source.parent, HERE):
+            if (path := (folder / name).resolve()).exists():
+                found |= _included(path)
+    return frozenset(found)
+
+
 def _build(folder: Path) -> Path:
-    headers = sorted(
-        path
-        for place in (HERE, ROOT / "csrc", ROOT / "csrc/cuda")
-        for pattern in ("*.h", "*.cuh")
-        for path in place.glob(pattern)
-    )
     machine = subprocess.run(
         [CXX, *FLAGS, "-E", "-dM", "-xc++", "/dev/null"], check=True, capture_output=True
     ).stdout
     common = hashlib.sha256(machine + " ".join(FLAGS).encode())
-    for header in headers:
-        common.update(header.read_bytes())
 
     def compile_one(source: Path) -> Path:
         digest = common.copy()
-        digest.update(source.read_bytes())
+        for path in sorted(_included(source)):
+            digest.update(path.read_bytes())
         made = folder / f"{source.stem}-{digest.hexdigest()[:16]}.o"
         if not made.exists():
             for old in folder.glob(f"{source.stem}-????????????????.o"):
@@ -131,6 +136,14 @@ def take_log() -> list[str]:
     return library().emulator_take_log().decode().splitlines()
 
 
+def _distinct(tensor: Tensor) -> Tensor:
+    """One of each element of an expanded tensor."""
+    for axis, stride in enumerate(tensor.stride()):
+        if stride == 0:
+            tensor = tensor[(slice(None),) * axis + (slice(0, 1),)]
+    return tensor
+
+
 class Buffer:
     """A tensor's copy in guarded memory, with its strides; gaps between its elements are poison.
 
@@ -146,7 +159,7 @@ class Buffer:
         memory = (ctypes.c_uint8 * max(self.bytes, 1)).from_address(self.pointer)
         flat = torch.frombuffer(memory, dtype=torch.uint8)[: self.bytes]
         self.tensor = flat.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
-        self.tensor.copy_(tensor)
+        _distinct(self.tensor).copy_(_distinct(tensor))
 
     def free(self) -> None:
         self.tensor = None

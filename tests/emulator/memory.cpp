@@ -17,7 +17,8 @@ BankCount bank_count;
 namespace {
 
 constexpr size_t kPage = 4096;
-constexpr int kPoison = 0xff;  // NaN in half, bf16 and float
+constexpr int kPoison = 0xff;                      // NaN in half, bf16 and float
+constexpr int64_t kMostPoison = int64_t(1) << 30;  // bytes of a buffer that are poisoned
 
 struct Buffer {
   char *region, *data;
@@ -83,8 +84,8 @@ void on_fault(int signal, siginfo_t* info, void* context) {
 
 void* allocate(int64_t bytes, bool right, const char* name) {
   const size_t room = round_up(std::max<int64_t>(bytes, 1), kPage);
-  void* region =
-      mmap(nullptr, room + 2 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* region = mmap(nullptr, room + 2 * kPage, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (region == MAP_FAILED) return nullptr;
   Buffer b;
   b.region = static_cast<char*>(region);
@@ -92,7 +93,13 @@ void* allocate(int64_t bytes, bool right, const char* name) {
   b.bytes = bytes;
   b.name = name;
   b.data = b.region + kPage + (right ? room - round_up(bytes, 16) : 0);
-  memset(b.region + kPage, kPoison, room);
+  // Buffers that are wide for the sake of their offsets stay untouched, but for the canaries.
+  if (bytes <= kMostPoison) {
+    memset(b.region + kPage, kPoison, room);
+  } else {
+    memset(b.region + kPage, kPoison, b.data - b.region - kPage);
+    memset(b.data + bytes, kPoison, b.region + kPage + room - (b.data + bytes));
+  }
   mprotect(b.region, kPage, PROT_NONE);
   mprotect(b.region + kPage + room, kPage, PROT_NONE);
   buffers.push_back(b);
