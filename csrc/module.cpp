@@ -41,9 +41,10 @@ std::vector<std::pair<std::string, std::string>> explain_rows(const Sizes& input
   return rows;
 }
 
-std::vector<std::string> algorithms() {
+std::vector<std::string> algorithms(Backend backend) {
   std::vector<std::string> names;
-  for (const PlanRow& row : plan_table()) names.push_back(row.name);
+  for (const PlanRow& row : plan_table())
+    if (row.backend == backend) names.push_back(row.name);
   return names;
 }
 
@@ -52,7 +53,7 @@ std::vector<std::pair<std::string, bool>> executed() {
   std::vector<std::pair<std::string, bool>> found = cpu_tiles();
   const char* directions[] = {"forward", "input_grad", "weight_grad"};
   for (const PlanRow& row : plan_table())
-    for (int d = 0; d < 3; ++d)
+    for (int d = 0; d < 3 && row.backend == Backend::cpu; ++d)
       found.emplace_back(std::string(row.name) + " " + directions[d],
                          has_run(row, static_cast<Direction>(d)));
   return found;
@@ -84,7 +85,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_poison", [](bool on) { poisoned = poison_scratch = on; });
   m.def("conv_output_size", &output_size);
   m.def("explain", &explain_rows);
-  m.def("algorithms", &algorithms);
+  m.def("algorithms", [](int backend) { return algorithms(static_cast<Backend>(backend)); });
   m.def("executed", &executed);
   m.def("fma_peak_gflops", &fma_peak_gflops, py::call_guard<py::gil_scoped_release>());
 }

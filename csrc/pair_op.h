@@ -1,5 +1,5 @@
 // Residual add and the activation's gradient at the torch side, once for every backend: tensors to
-// a PairJob, checked. A backend is a type with `static void run(const PairJob&)`.
+// a PairJob, checked. A backend is a type with `static void run(const PairJob&, const Tensor& operand)`.
 #pragma once
 #include "pair_job.h"
 #include "tensor.h"
@@ -37,7 +37,7 @@ struct PairOps {
     const int64_t* size = job.a.size;
     job.total = size[0] * size[1] * size[2] * size[3];
     if (job.total == 0) return output;
-    Backend::run(job);
+    Backend::run(job, a);
     return output;
   }
 

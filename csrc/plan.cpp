@@ -2,6 +2,7 @@
 
 #include <atomic>
 
+#include "cuda/conv_params.h"
 #include "error.h"
 
 namespace fastconv {
@@ -27,14 +28,37 @@ const char* refuse_depthwise(const ConvProblem& p, const Capabilities&, Directio
 
 const char* refuse_direct(const ConvProblem&, const Capabilities&, Direction) { return nullptr; }
 
+const char* refuse_cuda_gradient(Direction direction) {
+  return direction == Direction::forward ? nullptr : "its gradients are not written yet";
+}
+
+const char* refuse_cuda_conv1x1(const ConvProblem& p, const Capabilities& caps, Direction d) {
+  if (p.dtype == DType::f64) return "tensor cores multiply float64 no faster";
+  const char* gradient = refuse_cuda_gradient(d);
+  return gradient ? gradient : cuda::conv1x1_refusal(p, cuda::math_of(p.dtype, caps.tf32));
+}
+
+const char* refuse_implicit_gemm(const ConvProblem& p, const Capabilities& caps, Direction d) {
+  if (p.dtype == DType::f64) return "tensor cores multiply float64 no faster";
+  const char* gradient = refuse_cuda_gradient(d);
+  return gradient ? gradient : cuda::implicit_gemm_refusal(p, cuda::math_of(p.dtype, caps.tf32));
+}
+
+const char* refuse_cuda_direct(const ConvProblem&, const Capabilities&, Direction d) {
+  return refuse_cuda_gradient(d);
+}
+
 }  // namespace
 
-// Ordered: the first row that does not refuse is the plan. The last takes everything.
+// Ordered: a backend's first row that does not refuse is the plan. Its last takes everything.
 const std::vector<PlanRow>& plan_table() {
   static const std::vector<PlanRow> table = {
       {"conv1x1", Backend::cpu, Algorithm::conv1x1, refuse_conv1x1},
       {"depthwise", Backend::cpu, Algorithm::depthwise, refuse_depthwise},
       {"direct", Backend::cpu, Algorithm::direct, refuse_direct},
+      {"conv1x1", Backend::cuda, Algorithm::conv1x1, refuse_cuda_conv1x1},
+      {"implicit_gemm", Backend::cuda, Algorithm::implicit_gemm, refuse_implicit_gemm},
+      {"direct", Backend::cuda, Algorithm::direct, refuse_cuda_direct},
   };
   return table;
 }

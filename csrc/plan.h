@@ -10,9 +10,10 @@ enum class Backend : int32_t { cpu = 0, cuda = 1 };
 
 struct Capabilities {
   Backend backend;
+  bool tf32;  // of CUDA: float32 products may be made in tf32
 };
 
-enum class Algorithm : int32_t { conv1x1, depthwise, direct };
+enum class Algorithm : int32_t { conv1x1, depthwise, implicit_gemm, direct };
 
 struct PlanRow {
   const char* name;

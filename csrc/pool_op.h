@@ -1,6 +1,6 @@
 // The pooling ops at the torch side, once for every backend: tensors to a PoolJob, checked.
 //
-// A backend is a type with `static void run(PoolKernel, const PoolJob&)`.
+// A backend is a type with `static void run(PoolKernel, const PoolJob&, const Tensor& operand)`.
 #pragma once
 #include <tuple>
 
@@ -40,7 +40,7 @@ struct PoolOps {
       index = empty4(input, size, channels_last(x), torch_dtype(type));
       job.index = view_of(index, op, "index");
     }
-    Backend::run(PoolKernel::max, job);
+    Backend::run(PoolKernel::max, job, input);
     return {output, index};
   }
 
@@ -56,7 +56,7 @@ struct PoolOps {
     const int64_t size[4] = {p.N, p.C, p.rows.in, p.cols.in};
     const Tensor output = empty4(grad, size, channels_last(dy), p.dtype);
     const PoolJob job = {p, view_of(output, op, "output"), dy, {}, IndexType::none, false, true};
-    Backend::run(PoolKernel::avg_grad, job);
+    Backend::run(PoolKernel::avg_grad, job, grad);
     return output;
   }
 
@@ -64,7 +64,7 @@ struct PoolOps {
     const int64_t size[4] = {p.N, p.C, p.rows.out, p.cols.out};
     const Tensor output = empty4(input, size, channels_last(x), p.dtype);
     const PoolJob job = {p, x, view_of(output, op, "output"), {}, IndexType::none, false, false};
-    Backend::run(PoolKernel::avg, job);
+    Backend::run(PoolKernel::avg, job, input);
     return output;
   }
 
@@ -111,7 +111,7 @@ struct PoolOps {
     const int64_t size[4] = {p.N, p.C, height, width};
     const Tensor output = empty4(grad, size, channels_last(dy), p.dtype);
     job.x = view_of(output, op, "output"), job.y = dy;
-    Backend::run(PoolKernel::max_grad, job);
+    Backend::run(PoolKernel::max_grad, job, grad);
     return output;
   }
 
@@ -130,7 +130,7 @@ struct PoolOps {
     PoolJob job = index_job(op, index, p);
     const Tensor output = empty4(input, places.size, channels_last(x), p.dtype);
     job.x = x, job.y = view_of(output, op, "output");
-    Backend::run(PoolKernel::max_gather, job);
+    Backend::run(PoolKernel::max_gather, job, input);
     return output;
   }
 

@@ -12,6 +12,8 @@ namespace fastconv {
 
 enum class DType : int32_t { f32 = 0, f64 = 1, bf16 = 2, f16 = 3 };
 enum class Activation : int32_t { none = 0, relu = 1, sigmoid = 2 };
+// What float32 products may be made of; a code of the ops, of no meaning on the CPU.
+enum class Precision : int32_t { ieee = 0, tf32 = 1 };
 enum class Direction : int32_t { forward = 0, input_grad = 1, weight_grad = 2 };
 
 // A 4-D tensor in memory: strides in elements, any order, 0 where expanded.

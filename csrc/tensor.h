@@ -92,7 +92,7 @@ inline Tensor empty(const Tensor& like, int64_t dims, const int64_t* size, const
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(dims, size, stride, dtype, device_type, device_index, &handle));
   const Tensor output(handle);
-  if (poisoned) {
+  if (poisoned && device_type == aoti_torch_device_type_cpu()) {
     const bool byte = dtype == aoti_torch_dtype_uint8();
     const bool half = dtype == aoti_torch_dtype_bfloat16() || dtype == aoti_torch_dtype_float16();
     const bool word = dtype == aoti_torch_dtype_float32() || dtype == aoti_torch_dtype_int32();

@@ -6,7 +6,7 @@ namespace fastconv {
 namespace {
 
 struct Cpu {
-  static void run(const PairJob& job) {
+  static void run(const PairJob& job, const Tensor&) {
     const bool channels = job.out.stride[1] == 1 && job.out.size[1] > 1;
     const int64_t tasks = job.dense ? (job.total + kPairBlock - 1) / kPairBlock
                                     : job.out.size[0] * job.out.size[channels ? 2 : 1];

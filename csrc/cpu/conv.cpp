@@ -9,7 +9,7 @@
 namespace fastconv {
 namespace {
 
-constexpr Capabilities kCpu = {Backend::cpu};
+constexpr Capabilities kCpu = {Backend::cpu, false};
 
 // A kernel axis of the forward direction: tap r at p * stride + r * dil - pad.
 TapAxis forward_axis(int64_t taps, int64_t dil, int64_t pad) { return {taps, 0, 1, -pad, dil}; }

@@ -6,7 +6,7 @@ namespace fastconv {
 namespace {
 
 struct Cpu {
-  static void run(PoolKernel kernel, const PoolJob& job) {
+  static void run(PoolKernel kernel, const PoolJob& job, const Tensor&) {
     const KernelTable& kernels = cpu_kernels();
     switch (kernel) {
       case PoolKernel::max: return run(job, kernels.max_pool_run);

@@ -1,10 +1,9 @@
 // The convolution that runs any valid problem, for callers that are not compiled by nvcc.
 #pragma once
 #include "../problem.h"
+#include "status.h"
 
 namespace fastconv::cuda {
-
-struct Status;
 
 // Operands in any layout: sizes and strides (in elements) are in their views. `w` is (K, C / G, R,
 // S), `residual` has the output's size.

@@ -1,10 +1,9 @@
 // Launchers of the tensor-core convolutions, for callers that are not compiled by nvcc.
 #pragma once
+#include "status.h"
 #include "tiles.h"
 
 namespace fastconv::cuda {
-
-struct Status;
 
 // `tile` is an index into the table of `math`; params.split_depth a multiple of its bk. Where
 // params.splits > 1 a second kernel adds the partial sums in order and carries the epilogue.

@@ -14,6 +14,14 @@ enum class Math : int32_t { f16 = 0, bf16 = 1, tf32 = 2, f32 = 3 };
 
 constexpr int element_bytes(Math math) { return math == Math::f16 || math == Math::bf16 ? 2 : 4; }
 
+// float64 has none.
+constexpr Math math_of(DType dtype, bool tf32) {
+  return dtype == DType::f16    ? Math::f16
+         : dtype == DType::bf16 ? Math::bf16
+         : tf32                 ? Math::tf32
+                                : Math::f32;
+}
+
 // n / d for 0 <= n < 2^31 by a multiplication: with 2^l >= d the factor ceil(2^(31+l) / d) is off
 // by less than d, so the quotient by less than n / 2^31 of one (Granlund and Montgomery, 1994).
 struct Divisor {

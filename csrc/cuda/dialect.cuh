@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "status.h"
+
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 #else
@@ -26,12 +28,6 @@ struct half {
 };
 struct bf16 {
   uint16_t bits;
-};
-
-// What became of a launch: error is null where it went well. Both strings outlive the call.
-struct Status {
-  const char* kernel;
-  const char* error;
 };
 
 using Stream = void*;  // cudaStream_t, for headers that are read without the CUDA toolkit

@@ -1,0 +1,120 @@
+// Torch side of the convolution on CUDA: tensors to the parameters of the chosen kernel.
+#include "../conv_op.h"
+#include "../plan.h"
+#include "conv_direct.h"
+#include "conv_implicit_gemm.h"
+#include "op.h"
+
+namespace fastconv::cuda {
+namespace {
+
+// The operands of a forward convolution; the residual and bias may be absent.
+struct Call {
+  const ConvProblem& p;
+  const Tensor &input, &weight;
+  const OptionalTensor &bias, &residual;
+  const Tensor& output;
+  const Place& place;
+
+  template <class... Parts>
+  void must(const Status& status) const {
+    check_launch(status, "conv2d of input ", shape(input.sizes().data(), 4), ", weight ",
+                 shape(weight.sizes().data(), 4), ", stride (", p.stride_h, ", ", p.stride_w,
+                 "), groups ", p.G);
+  }
+};
+
+// The bias as one dense, aligned row; `keep` owns a copy that had to be made.
+const void* dense_bias(const Call& c, OptionalTensor& keep) {
+  if (!c.bias) return nullptr;
+  const void* data = c.bias->const_data_ptr();
+  const int64_t stride = c.bias->stride(0);
+  if ((stride == 1 || c.p.K == 1) && reinterpret_cast<uintptr_t>(data) % 16 == 0) return data;
+  const View v = {const_cast<void*>(data), {c.p.K, 1, 1, 1}, {stride, 1, 1, 1}};
+  const int64_t size[1] = {c.p.K}, dense[1] = {1};
+  keep = empty(*c.bias, 1, size, dense, torch_dtype(c.p.dtype));
+  const View to = {keep->mutable_data_ptr(), {c.p.K, 1, 1, 1}, {1, 1, 1, 1}};
+  check_launch(launch_transpose({v, to, c.p.dtype}, c.place.stream), "a bias");
+  return to.data;
+}
+
+// On tensor cores: everything as rows of channels, weights K R S C.
+void run_gemm(const Call& c, bool pointwise, Math math) {
+  const ConvProblem& p = c.p;
+  void* stream = c.place.stream;
+  auto pixels = [&](const Tensor& t, const char* name, bool gaps = true) {
+    return as_pixels(t, view_of(t, "conv2d", name), p.dtype, gaps, stream);
+  };
+  const Pixels x = pixels(c.input, "input"), w = pixels(c.weight, "weight", false);
+  OptionalTensor bias, result;
+  std::optional<Pixels> r;
+  if (c.residual) r = pixels(*c.residual, "residual");
+  View y = view_of(c.output, "conv2d", "output");
+  const View wanted = y;
+  if (!pixel_stride(y, element_bytes(p.dtype))) {
+    result = empty4(c.output, y.size, true, p.dtype);
+    y = view_of(*result, "conv2d", "output");
+  }
+  const TileChoice tile = choose_tile(p, math, c.place.gpu);
+  check(tile.tile >= 0, "conv2d: no tile of this GPU takes the problem");
+  ConvOperands at = {x.view.data, w.view.data, dense_bias(c, bias), r ? r->view.data : nullptr,
+                     y.data,      nullptr,     x.pixel,             p.K,
+                     r ? r->pixel : 0};
+  OptionalTensor partial;
+  if (tile.splits > 1) {
+    const int64_t size[1] = {tile.splits * p.N * p.P * p.Q * p.K}, dense[1] = {1};
+    partial = empty(c.input, 1, size, dense, aoti_torch_dtype_float32());
+    at.partial = static_cast<float*>(partial->mutable_data_ptr());
+  }
+  const ConvParams params = make_conv_params(p, at, tile.splits, tile.split_depth);
+  c.must(pointwise ? launch_conv1x1(params, math, tile.tile, stream)
+                   : launch_conv_implicit_gemm(params, math, tile.tile, stream));
+  if (result) c.must(launch_transpose({y, wanted, p.dtype}, stream));
+}
+
+void run_direct(const Call& c) {
+  DirectParams d = {c.p,
+                    view_of(c.input, "conv2d", "input"),
+                    view_of(c.weight, "conv2d", "weight"),
+                    {},
+                    view_of(c.output, "conv2d", "output"),
+                    nullptr,
+                    0};
+  if (c.residual) d.residual = view_of(*c.residual, "conv2d", "residual");
+  if (c.bias) d.bias = c.bias->const_data_ptr(), d.bias_stride = c.bias->stride(0);
+  c.must(launch_conv_direct(d, c.place.stream));
+}
+
+Tensor conv2d_cuda(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                   const OptionalTensor& residual, int64_t stride_h, int64_t stride_w,
+                   int64_t pad_t, int64_t pad_l, int64_t pad_b, int64_t pad_r, int64_t dil_h,
+                   int64_t dil_w, int64_t groups, int64_t activation, int64_t precision) {
+  const ConvProblem p = conv2d_problem(
+      input, weight, bias, residual,
+      {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, activation});
+  const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
+  const Tensor output =
+      empty4(input, y_size, channels_last(view_of(input, "conv2d", "input")), p.dtype);
+  if (p.N * p.K * p.P * p.Q == 0) return output;
+  const OnDevice on(device_of(input));
+  const Capabilities caps = {Backend::cuda, precision == static_cast<int64_t>(Precision::tf32)};
+  const PlanRow& row = plan(p, caps, Direction::forward);
+  mark_ran(row, Direction::forward);
+  const Call call = {p, input, weight, bias, residual, output, on.place()};
+  const Math math = math_of(p.dtype, caps.tf32);
+  switch (row.algorithm) {
+    case Algorithm::conv1x1: run_gemm(call, true, math); break;
+    case Algorithm::implicit_gemm: run_gemm(call, false, math); break;
+    default: run_direct(call);
+  }
+  return output;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(FASTCONV_CUDA_LIBRARY, FASTCONV_CUDA_KEY, m) {
+  m.impl("conv2d", TORCH_BOX(&conv2d_cuda));
+  m.impl("conv2d_raw", TORCH_BOX(&conv2d_cuda));
+}
+
+}  // namespace fastconv::cuda

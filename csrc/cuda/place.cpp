@@ -1,0 +1,58 @@
+#include "place.h"
+
+#include <cuda_runtime_api.h>
+#include <stdint.h>
+
+#include <mutex>
+#include <vector>
+
+#include "../error.h"
+
+// Of torch's stable ABI, present where torch was built with CUDA.
+extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device_index,
+                                                                            void** stream);
+
+namespace fastconv::cuda {
+namespace {
+
+void must(cudaError_t error, const char* call) {
+  check(error == cudaSuccess, "fastconv: ", call, ": ", cudaGetErrorString(error));
+}
+
+int attribute(cudaDeviceAttr name, int device) {
+  int value = 0;
+  must(cudaDeviceGetAttribute(&value, name, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+Device facts_of(int device) {
+  static std::mutex lock;
+  static std::vector<Device> known;
+  const std::lock_guard<std::mutex> guard(lock);
+  if (known.size() <= size_t(device)) known.resize(device + 1);
+  Device& d = known[device];
+  if (d.arch == 0)
+    d = {10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+             attribute(cudaDevAttrComputeCapabilityMinor, device),
+         attribute(cudaDevAttrMultiProcessorCount, device),
+         attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device)};
+  return d;
+}
+
+}  // namespace
+
+OnDevice::OnDevice(int index) {
+  check(aoti_torch_get_current_cuda_stream, "fastconv: this torch was built without CUDA");
+  must(cudaGetDevice(&before_), "cudaGetDevice");
+  place_.gpu = facts_of(index);
+  check(place_.gpu.arch >= 80, "fastconv: the CUDA kernels need compute capability 8.0, device ",
+        index, " has ", place_.gpu.arch / 10, ".", place_.gpu.arch % 10,
+        "; the Triton backend may run there");
+  check(aoti_torch_get_current_cuda_stream(index, &place_.stream) == 0,
+        "fastconv: no current stream of device ", index);
+  if (before_ != index) must(cudaSetDevice(index), "cudaSetDevice");
+}
+
+OnDevice::~OnDevice() { cudaSetDevice(before_); }
+
+}  // namespace fastconv::cuda
