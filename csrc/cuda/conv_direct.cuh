@@ -35,7 +35,7 @@ FASTCONV_DEVICE void finish_output(const DirectParams& c, Compute<T> v, int64_t 
                                    int64_t p, int64_t q) {
   const T* bias = static_cast<const T*>(c.bias);
   Compute<T> acc[1] = {v};
-  finish_chunk<T>(acc, bias != nullptr ? bias + k * c.bias_stride : nullptr,
+  finish_chunk<T, 1>(acc, bias != nullptr ? bias + k * c.bias_stride : nullptr,
                   c.residual.data != nullptr ? element<T>(c.residual, n, k, p, q) : nullptr,
                   c.p.activation, const_cast<T*>(element<T>(c.y, n, k, p, q)));
 }

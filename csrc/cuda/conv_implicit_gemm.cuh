@@ -26,17 +26,18 @@ struct Loader {
   const char* b_row[Config::kLoadsB];
   int64_t a_offset;        // bytes from a row's first tap to this position
   int64_t next_s, next_r;  // added to it where c, where s begins anew
-  int k, k_end, c, s, r;   // the position of this thread's chunk column
+  int left, c;             // depth left and channel, of this thread's chunk column
+  uint32_t tap_r, tap_s;   // 1 << r, 1 << (16 + s)
   uint32_t to;             // of its first row in a stage
 
   FASTCONV_DEVICE void start(const ConvParams& p, int m0, int n0, int group, int k_begin) {
     const int column = threadIdx.x % Config::kChunks, row = threadIdx.x / Config::kChunks;
     to = row * Config::kRowBytes + swizzle<Config::kRowBytes>(row, column) * 16;
-    k = k_begin + column * Chunk<typename Config::T>::kSize;
-    k_end = min_of(p.depth, k_begin + p.split_depth);
-    const int tap = Config::kPointwise ? 0 : k / p.C;
+    const int k = k_begin + column * Chunk<typename Config::T>::kSize;
+    left = min_of(p.depth, k_begin + p.split_depth) - k;
+    const int tap = Config::kPointwise ? 0 : k / p.C, r = tap / p.S, s = tap - r * p.S;
     c = k - tap * p.C;
-    r = tap / p.S, s = tap - r * p.S;
+    tap_r = 1u << r, tap_s = 1u << (16 + s);
     const int64_t pixel = p.at.x_pixel * kBytes, line = p.W * pixel;
     a_offset = r * p.dil_h * line + s * p.dil_w * pixel + c * kBytes;
     next_s = p.dil_w * pixel - p.C * kBytes;
@@ -58,7 +59,7 @@ struct Loader {
     for (int i = 0; i < Config::kLoadsB; ++i) {
       // Rows past the last channel copy that channel; their outputs are dropped.
       const int n = min_of(n0 + row + i * Config::kRowsPerPass, p.K - 1);
-      b_row[i] = weights + (int64_t(group) * p.K + n) * p.depth * kBytes;
+      b_row[i] = weights + ((int64_t(group) * p.K + n) * p.depth + k) * kBytes;
     }
   }
 
@@ -75,26 +76,28 @@ struct Loader {
 
   // Starts copying the current step into `stage` and moves on by one step.
   FASTCONV_DEVICE void load(const ConvParams& p, uint32_t stage) {
-    const bool inside = k < k_end;
-    const uint32_t tap = inside ? 1u << r | 1u << (16 + s) : kNever;
-    const int64_t b_offset = int64_t(k) * kBytes;
+    const bool inside = left > 0;
+    const uint32_t tap = inside ? tap_r | tap_s : kNever;
     constexpr int kPass = Config::kRowsPerPass * Config::kRowBytes;
 #pragma unroll
     for (int i = 0; i < Config::kLoadsA; ++i)
       ptx::cp_async<16>(stage + to + i * kPass, a_row[i] + a_offset, (a_outside[i] & tap) == 0);
 #pragma unroll
-    for (int i = 0; i < Config::kLoadsB; ++i)
-      ptx::cp_async<16>(stage + Config::kBytesA + to + i * kPass, b_row[i] + b_offset, inside);
+    for (int i = 0; i < Config::kLoadsB; ++i) {
+      ptx::cp_async<16>(stage + Config::kBytesA + to + i * kPass, b_row[i], inside);
+      b_row[i] += Config::kTile.bk * kBytes;
+    }
     ptx::cp_async_commit_group();
-    k += Config::kTile.bk;
+    left -= Config::kTile.bk;
     a_offset += Config::kTile.bk * kBytes;
     if constexpr (Config::kPointwise) return;
     c += Config::kTile.bk;
     while (c >= p.C) {
       c -= p.C;
       a_offset += next_s;
-      if (++s == p.S) {
-        s = 0, ++r;
+      tap_s <<= 1;
+      if (tap_s == 1u << (16 + p.S)) {
+        tap_s = 1u << 16, tap_r <<= 1;
         a_offset += next_r;
       }
     }

@@ -21,25 +21,29 @@ FASTCONV_DEVICE V activation_grad(V dy, V y, Activation activation) {
   return dy;
 }
 
-// Finishes and stores the outputs at y; bias and residual point at the same channels, or are null.
+// What p points at, or zeros where it is null.
+template <class T, int N = 16 / sizeof(T)>
+FASTCONV_DEVICE Chunk<T, N> chunk_or_zero(const T* p) {
+  Chunk<T, N> chunk = {};
+  if (p != nullptr) chunk = ptx::ld_global(reinterpret_cast<const Chunk<T, N>*>(p));
+  return chunk;
+}
+
+// Stores activation(acc + bias + residual).
 template <class T, int N>
-FASTCONV_DEVICE void finish_chunk(Compute<T> (&acc)[N], const T* bias, const T* residual,
+FASTCONV_DEVICE void finish_chunk(const Compute<T> (&acc)[N], const Chunk<T, N>& bias,
+                                  const Chunk<T, N>& residual, Activation activation, T* y) {
+  Chunk<T, N> out;
+#pragma unroll
+  for (int i = 0; i < N; ++i)
+    out.at[i] = narrow<T>(activate(acc[i] + widen(bias.at[i]) + widen(residual.at[i]), activation));
+  ptx::st_global(reinterpret_cast<Chunk<T, N>*>(y), out);
+}
+// The same; bias and residual point at the same channels, or are null.
+template <class T, int N>
+FASTCONV_DEVICE void finish_chunk(const Compute<T> (&acc)[N], const T* bias, const T* residual,
                                   Activation activation, T* y) {
-  using Vector = Chunk<T, N>;
-  if (bias != nullptr) {
-    const auto b = ptx::ld_global(reinterpret_cast<const Vector*>(bias));
-#pragma unroll
-    for (int i = 0; i < N; ++i) acc[i] += widen(b.at[i]);
-  }
-  if (residual != nullptr) {
-    const auto r = ptx::ld_global(reinterpret_cast<const Vector*>(residual));
-#pragma unroll
-    for (int i = 0; i < N; ++i) acc[i] += widen(r.at[i]);
-  }
-  Vector out;
-#pragma unroll
-  for (int i = 0; i < N; ++i) out.at[i] = narrow<T>(activate(acc[i], activation));
-  ptx::st_global(reinterpret_cast<Vector*>(y), out);
+  finish_chunk<T, N>(acc, chunk_or_zero<T, N>(bias), chunk_or_zero<T, N>(residual), activation, y);
 }
 
 }  // namespace fastconv::cuda

@@ -36,7 +36,9 @@ struct GemmConfig {
   static constexpr int kRowsPerPass = kThreads / kChunks;
   static constexpr int kLoadsA = kTile.bm / kRowsPerPass, kLoadsB = kTile.bn / kRowsPerPass;
   static constexpr int kBytesA = kTile.bm * kRowBytes, kStageBytes = kBytesA + kTile.bn * kRowBytes;
-  static constexpr int kSlabPitch = kTile.wn + 8;  // floats
+  // store_tile's part of a warp: 16 rows of floats, and two slabs of residual.
+  static constexpr int kSlabPitch = kTile.wn + 8;
+  static constexpr int kSlabBytes = 16 * (kSlabPitch * 4 + 2 * kTile.wn * int(sizeof(T)));
   static constexpr int kSharedBytes = kTile.shared_bytes(sizeof(T));
   // 3xTF32 keeps its registers for the second set of accumulators.
   static constexpr bool kPrefetch = kM != Math::f32;
@@ -45,8 +47,7 @@ struct GemmConfig {
   static_assert(kRowsPerPass % 8 == 0, "a thread's rows share one permutation of chunks");
   static_assert(kTile.bm % kRowsPerPass == 0 && kTile.bn % kRowsPerPass == 0);
   static_assert(kTile.wm % 16 == 0 && kTile.wn % 16 == 0);
-  static_assert(kTile.warps() * 16 * kSlabPitch * 4 <= kSharedBytes,
-                "store_tile reuses the stages");
+  static_assert(kTile.warps() * kSlabBytes <= kSharedBytes, "store_tile reuses the stages");
   static_assert(kM != Math::f32 || kTile.bk <= 32, "3xTF32 is promoted each 32 of depth");
 };
 
@@ -74,6 +75,8 @@ struct WarpTile {
     const int column = warp % kWarpsN * kTile.wn + lane % 8 + lane / 16 * 8;
     a_from = row * kBytes + swizzle<kBytes>(row, lane / 16) * 16;
     b_from = Config::kBytesA + column * kBytes + swizzle<kBytes>(column, lane / 8 % 2) * 16;
+    ptx::keep(a_from);
+    ptx::keep(b_from);
 #pragma unroll
     for (int i = 0; i < kRows; ++i)
 #pragma unroll

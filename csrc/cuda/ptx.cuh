@@ -54,6 +54,9 @@ FASTCONV_DEVICE float bits_float(uint32_t v) { return __uint_as_float(v); }
 // The high 32 bits of a product.
 FASTCONV_DEVICE uint32_t mul_hi(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 
+// Hides how v was computed, or the compiler may compute it again in a loop to free a register.
+FASTCONV_DEVICE void keep(uint32_t& v) { asm volatile("" : "+r"(v)); }
+
 // ---- Loads and stores of 2, 4, 8 or 16 aligned bytes ----
 
 FASTCONV_DEVICE uint32_t shared_address(const void* p) {

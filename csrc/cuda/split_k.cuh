@@ -18,6 +18,7 @@ __global__ void __launch_bounds__(kSplitThreads)
   const int m = index < INT32_MAX ? divide(int(index), by_chunks) : int(index / chunks);
   const int k = int(index - int64_t(m) * chunks) * kSize;
   float v[kSize] = {};
+#pragma unroll 4
   for (int z = 0; z < params.splits; ++z) {
     const float* partial = params.at.partial + (int64_t(z) * params.M + m) * K + k;
 #pragma unroll
@@ -29,9 +30,10 @@ __global__ void __launch_bounds__(kSplitThreads)
   if constexpr (kMath == Math::f32) mend(v, params, m, k);
   const T* bias = static_cast<const T*>(params.at.bias);
   const T* residual = static_cast<const T*>(params.at.residual);
+  if (bias != nullptr) bias += k;
   if (residual != nullptr) residual += m * params.at.residual_pixel + k;
-  finish_chunk<T>(v, bias != nullptr ? bias + k : bias, residual, params.activation,
-                  static_cast<T*>(params.at.y) + m * params.at.y_pixel + k);
+  finish_chunk(v, chunk_or_zero(bias), chunk_or_zero(residual), params.activation,
+               static_cast<T*>(params.at.y) + m * params.at.y_pixel + k);
 }
 
 }  // namespace fastconv::cuda

@@ -1,5 +1,6 @@
 // From accumulators to outputs: each warp passes 16 rows at a time through a slab of shared memory,
-// so that a thread holds 16 bytes of one pixel's channels, which it finishes and stores.
+// so that a thread holds 16 bytes of one pixel's channels, which it finishes and stores. The
+// residual comes by asynchronous copies, two slabs ahead.
 #pragma once
 #include "epilogue.cuh"
 #include "gemm_tile.cuh"
@@ -50,38 +51,59 @@ FASTCONV_DEVICE void mend(float (&v)[4], const ConvParams& c, int m, int k) {
   }
 }
 
-template <class Config, int kRows, int kColumns>
-FASTCONV_DEVICE void store_tile(const ConvParams& params, const float (&acc)[kRows][kColumns][4],
-                                uint32_t shared, int m0, int n0) {
+template <class Config>
+struct TileStore {
   using T = typename Config::T;
-  constexpr Tile tile = Config::kTile;
-  constexpr int kPitch = Config::kSlabPitch, kSize = Chunk<T>::kSize;
-  constexpr int kLanesPerRow = tile.wn / kSize, kRowsAtOnce = 32 / kLanesPerRow;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  constexpr int kWarpsN = tile.bn / tile.wn;
-  const uint32_t slab = shared + warp * 16 * kPitch * 4;
+  static constexpr Tile kTile = Config::kTile;
+  static constexpr int kSize = Chunk<T>::kSize, kWarpsN = kTile.bn / kTile.wn;
+  static constexpr int kLanesPerRow = kTile.wn / kSize, kRowsAtOnce = 32 / kLanesPerRow;
+  static constexpr int kPasses = 16 / kRowsAtOnce;  // of a warp over its slab
+
+  const ConvParams& params;
+  int64_t k;             // this lane's first channel
+  int first, column;     // row and column of the warp tile's first, this lane's outputs
+  bool inside;           // its channels exist
+  uint32_t slab, ahead;  // in shared memory: of this warp, of this lane's part of the residual
+
+  FASTCONV_DEVICE TileStore(const ConvParams& params, uint32_t shared, int m0, int n0)
+      : params(params) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    column = lane % kLanesPerRow * kSize;
+    const int n = n0 + warp % kWarpsN * kTile.wn + column;
+    inside = n < params.K;
+    k = int64_t(blockIdx.y) * params.K + n;
+    first = m0 + warp / kWarpsN * kTile.wm + lane / kLanesPerRow;
+    slab = shared + warp * Config::kSlabBytes;
+    ahead = slab + 16 * Config::kSlabPitch * 4 + lane * 16;
+  }
+
   // The four-float halves of a chunk change places by row and by 32 columns: no bank conflicts.
-  auto place = [&](int row, int column) {
-    return slab + 4 * (row * kPitch + (column ^ ((row ^ column >> 5) & 1) << 2));
-  };
-  const int column = lane % kLanesPerRow * kSize;
-  const int n = n0 + warp % kWarpsN * tile.wn + column;  // in the group
-  const int first = m0 + warp / kWarpsN * tile.wm;
-  const int64_t K = int64_t(params.K) * params.groups, k = int64_t(blockIdx.y) * params.K + n;
-  const T* bias = params.at.bias ? static_cast<const T*>(params.at.bias) + k : nullptr;
+  FASTCONV_DEVICE uint32_t place(int row, int at) const {
+    return slab + 4 * (row * Config::kSlabPitch + (at ^ ((row ^ at >> 5) & 1) << 2));
+  }
+
+  // Starts copying this lane's part of the residual of slab i, which it alone will read.
+  FASTCONV_DEVICE void fetch(int i) const {
+    const T* residual = static_cast<const T*>(params.at.residual);
+    if (residual == nullptr || params.splits > 1) return;
 #pragma unroll
-  for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-    for (int j = 0; j < kColumns; ++j) {
-      const int row = lane / 4, at = 8 * j + lane % 4 * 2;
-      ptx::st_shared(place(row, at), make_float2(acc[i][j][0], acc[i][j][1]));
-      ptx::st_shared(place(row + 8, at), make_float2(acc[i][j][2], acc[i][j][3]));
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int m = first + 16 * i + pass * kRowsAtOnce;
+      const bool valid = inside && m < params.M;
+      ptx::cp_async<16>(ahead + (i % 2 * kPasses + pass) * 512,
+                        residual + (valid ? m * params.at.residual_pixel + k : 0), valid);
     }
-    ptx::syncwarp();
+    ptx::cp_async_commit_group();
+  }
+
+  // Finishes the rows of slab i.
+  FASTCONV_DEVICE void rows(int i, const Chunk<T>& bias) const {
+    const int64_t K = int64_t(params.K) * params.groups;
 #pragma unroll 1
-    for (int row = lane / kLanesPerRow; row < 16; row += kRowsAtOnce) {
-      const int m = first + 16 * i + row;
-      if (m >= params.M || n >= params.K) continue;
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int m = first + 16 * i + pass * kRowsAtOnce;
+      if (m >= params.M || !inside) continue;
+      const int row = threadIdx.x % 32 / kLanesPerRow + pass * kRowsAtOnce;
       float v[kSize];
 #pragma unroll
       for (int e = 0; e < kSize; e += 4) {
@@ -97,11 +119,40 @@ FASTCONV_DEVICE void store_tile(const ConvParams& params, const float (&acc)[kRo
         continue;
       }
       if constexpr (Config::kMath == Math::f32) mend(v, params, m, int(k));
-      const T* residual = static_cast<const T*>(params.at.residual);
-      if (residual != nullptr) residual += m * params.at.residual_pixel + k;
-      finish_chunk<T>(v, bias, residual, params.activation,
-                      static_cast<T*>(params.at.y) + m * params.at.y_pixel + k);
+      Chunk<T> residual = {};
+      if (params.at.residual != nullptr)
+        residual = ptx::ld_shared<Chunk<T>>(ahead + (i % 2 * kPasses + pass) * 512);
+      finish_chunk(v, bias, residual, params.activation,
+                   static_cast<T*>(params.at.y) + m * params.at.y_pixel + k);
     }
+  }
+};
+
+template <class Config, int kRows, int kColumns>
+FASTCONV_DEVICE void store_tile(const ConvParams& params, const float (&acc)[kRows][kColumns][4],
+                                uint32_t shared, int m0, int n0) {
+  using T = typename Config::T;
+  const TileStore<Config> store(params, shared, m0, n0);
+  store.fetch(0);
+  if (kRows > 1) store.fetch(1);
+  const T* bias_at = static_cast<const T*>(params.at.bias);
+  const Chunk<T> bias = chunk_or_zero(bias_at && store.inside ? bias_at + store.k : nullptr);
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      const int row = lane / 4, at = 8 * j + lane % 4 * 2;
+      ptx::st_shared(store.place(row, at), make_float2(acc[i][j][0], acc[i][j][1]));
+      ptx::st_shared(store.place(row + 8, at), make_float2(acc[i][j][2], acc[i][j][3]));
+    }
+    if (i + 1 < kRows)
+      ptx::cp_async_wait_group<1>();
+    else
+      ptx::cp_async_wait_group<0>();
+    ptx::syncwarp();
+    store.rows(i, bias);
+    if (i + 2 < kRows) store.fetch(i + 2);
     ptx::syncwarp();
   }
 }

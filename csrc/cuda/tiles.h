@@ -12,8 +12,8 @@ namespace fastconv::cuda {
 
 struct Tile {
   int bm, bn, bk, wm, wn, stages;
-  // The budget, held by tests/test_cuda_build.py: blocks that fit on an SM of an A100 (164 KB of
-  // shared memory), and registers that allow them.
+  // The budget, held by tests/test_cuda_build.py: blocks on an SM of an A100 (164 KB of shared
+  // memory, 64 K registers), and registers of a thread on sm_80 and sm_90a, none of them spilled.
   int blocks, registers;
 
   constexpr int warps() const { return (bm / wm) * (bn / wn); }
@@ -24,32 +24,32 @@ struct Tile {
 // f16 and bf16.
 constexpr Tile kHalfTiles[] = {
     // Large batches: the least traffic per product; one block an SM, so only for many blocks.
-    {256, 128, 32, 64, 64, 3, 1, 255},
+    {256, 128, 32, 64, 64, 3, 1, 240},
     // The default.
-    {128, 128, 32, 64, 64, 4, 2, 255},
+    {128, 128, 32, 64, 64, 4, 2, 252},
     // The default where an SM has 100 KB of shared memory (sm_86, sm_89).
-    {128, 128, 32, 64, 64, 3, 2, 255},
+    {128, 128, 32, 64, 64, 3, 2, 252},
     // Up to 64 output channels, or too few blocks of 128 x 128.
     {128, 64, 32, 64, 32, 4, 3, 168},
     // Small maps and batches: more blocks, and a longer step for the fixed cost of each.
-    {64, 64, 64, 64, 32, 3, 3, 255},
+    {64, 64, 64, 64, 32, 3, 3, 208},
     // Up to 32 output channels.
-    {128, 32, 32, 32, 32, 4, 4, 128},
+    {128, 32, 32, 32, 32, 4, 4, 120},
 };
 // tf32: a float is twice as wide, so a step is half as deep for the same bytes.
 constexpr Tile kTf32Tiles[] = {
-    {128, 128, 16, 64, 64, 4, 2, 255},
+    {128, 128, 16, 64, 64, 4, 2, 252},
     {128, 64, 16, 64, 32, 4, 3, 168},
-    {64, 64, 32, 64, 32, 3, 3, 255},
-    {128, 32, 16, 32, 32, 4, 4, 128},
+    {64, 64, 32, 64, 32, 3, 3, 216},
+    {128, 32, 16, 32, 32, 4, 4, 120},
 };
 // float32 as 3xTF32: a second set of accumulators takes the sums each 32 of depth, which leaves no
 // registers for a warp tile of 64 x 64.
 constexpr Tile kFloatTiles[] = {
-    {128, 128, 32, 64, 32, 3, 1, 255},
-    {128, 64, 32, 64, 32, 3, 2, 255},
-    {64, 64, 32, 32, 32, 3, 3, 168},
-    {128, 32, 32, 32, 32, 3, 2, 168},
+    {128, 128, 32, 64, 32, 3, 1, 224},
+    {128, 64, 32, 64, 32, 3, 2, 232},
+    {64, 64, 32, 32, 32, 3, 3, 152},
+    {128, 32, 32, 32, 32, 3, 2, 160},
 };
 
 template <int N>
@@ -90,8 +90,9 @@ inline float products_per_cycle(Math math, int arch) {
 // The cycles of a problem under one tile: NOTE computed, from sizes alone; no figure here was
 // measured on a GPU.
 //   - an SM works through ceil(blocks / sms) blocks;
-//   - a step costs its products, or its reads of shared memory at 128 bytes a cycle (each warp
-//     reads wm + wn rows) if these are slower; a lone warp per scheduler hides no latency: x 1.5;
+//   - a step costs the slowest of its products, its reads of shared memory (each warp wm + wn rows,
+//     128 bytes a cycle) and its copies from L2 (bm + bn rows, 40 bytes a cycle and SM); one warp
+//     per scheduler hides no latency: x 1.5;
 //   - filling the pipeline costs about 1500 cycles a group of concurrent blocks, the epilogue the
 //     bytes of its outputs at 16 a cycle;
 //   - partial sums are written and read once, and cost a second launch of about 4000 cycles.
@@ -111,7 +112,9 @@ inline float tile_cycles(const Tile& t, Math math, const Device& gpu, int64_t M,
   const float products = float(t.bm) * t.bn * t.bk / products_per_cycle(math, gpu.arch);
   const float reads = float(t.warps()) * (t.wm + t.wn) * t.bk * element / 128;
   const float lonely = concurrent * t.warps() <= 4 ? 1.5f : 1.f;
-  const float step = (products > reads ? products : reads) * lonely;
+  const float copies = float(t.bm + t.bn) * t.bk * element / 40;
+  const float slowest = products > reads ? products : reads;
+  const float step = (slowest > copies ? slowest : copies) * lonely;
   const float fill = 1500.f * ((per_sm + concurrent - 1) / concurrent);
   const float store = float(t.bm) * t.bn * (splits > 1 ? 4 : element) / 16;
   float cycles = per_sm * (steps * step + store) + fill;

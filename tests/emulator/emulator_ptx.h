@@ -56,6 +56,8 @@ inline uint32_t cvt_rna_tf32(float v) {
   return (bits + (finite ? 0x1000 : 0)) & 0xffffe000;
 }
 
+inline void keep(uint32_t&) {}
+
 // ---- Loads and stores ----
 
 inline uint32_t shared_address(const void* p) { return emulator::shared_address(p); }

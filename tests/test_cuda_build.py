@@ -1,0 +1,148 @@
+"""What nvcc makes of the CUDA kernels: registers and shared memory within the tile table's budget,
+nothing spilled, tensor-core and asynchronous-copy instructions where they are meant to be.
+
+Skipped where there is no nvcc.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import emulator
+import pytest
+from emulator import kernels
+
+CUDA = emulator.ROOT / "csrc" / "cuda"
+ARCHS = ("sm_80", "sm_90a")
+SHARED_OF_AN_SM = {"sm_80": 164 << 10, "sm_90a": 228 << 10}
+REGISTERS_OF_AN_SM = 64 << 10
+
+
+@functools.cache
+def find_nvcc() -> str | None:
+    """By CUDA_HOME, then the usual folder, then the path."""
+    for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda"):
+        if home and (Path(home) / "bin" / "nvcc").exists():
+            return str(Path(home) / "bin" / "nvcc")
+    return shutil.which("nvcc")
+
+
+def find_cuobjdump() -> str | None:
+    """On the path, or of the triton package."""
+    spec = importlib.util.find_spec("triton")
+    folders = [Path(spec.origin).parent / "backends/nvidia/bin"] if spec and spec.origin else []
+    path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, folders)])
+    return shutil.which("cuobjdump", path=path)
+
+
+@functools.cache
+def compiled(source: str, arch: str) -> tuple[Path, str]:
+    """The cubin of a source and what ptxas said of it, made once for each content."""
+    nvcc = find_nvcc()
+    version = subprocess.run([nvcc, "--version"], check=True, capture_output=True).stdout
+    digest = hashlib.sha256(version + arch.encode() + (CUDA / source).read_bytes())
+    for header in sorted([*CUDA.glob("*.cuh"), *CUDA.glob("*.h"), *CUDA.parent.glob("*.h")]):
+        digest.update(header.read_bytes())
+    folder = emulator.ROOT / "build" / "cubin"
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{Path(source).stem}-{arch}"
+    cubin = folder / f"{stem}-{digest.hexdigest()[:16]}.cubin"
+    said = cubin.with_suffix(".txt")
+    if not said.exists():
+        for old in folder.glob(f"{stem}-*"):
+            old.unlink()
+        code = f"arch=compute_{arch[3:]},code={arch}"
+        command = [nvcc, "-std=c++17", "-gencode", code, "-cubin", "-Xptxas", "-v"]
+        done = subprocess.run(
+            [*command, "-o", str(cubin), str(CUDA / source)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        said.write_text(done.stdout + done.stderr)
+    return cubin, said.read_text()
+
+
+pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="no nvcc")
+
+
+def sources(pattern: str) -> list:
+    """Instances times architectures; those of bf16 differ from f16's by one instruction: slow."""
+    found = sorted(path.name for path in (CUDA / "instances").glob("*.cu"))
+    return [
+        pytest.param(
+            f"instances/{name}",
+            arch,
+            id=f"{name}-{arch}",
+            marks=[
+                pytest.mark.xdist_group(f"{name}-{arch}"),  # compiled once
+                *([pytest.mark.slow] if "bf16" in name else []),
+            ],
+        )
+        for name in found
+        for arch in ARCHS
+        if re.search(pattern, name)
+    ]
+
+
+GEMM = "conv_implicit_gemm|conv1x1"
+
+
+def functions(said: str) -> dict[str, dict[str, int]]:
+    """Per mangled name: registers, stack and spilled bytes, as ptxas -v says."""
+    found = {}
+    for text in said.split("Compiling entry function")[1:]:
+        name = re.search(r"'(\w+)'", text)[1]
+        spills = r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        stack, stores, loads = map(int, re.search(spills, text).groups())
+        registers = int(re.search(r"Used (\d+) registers", text)[1])
+        found[name] = dict(registers=registers, stack=stack, spilled=stores + loads)
+    return found
+
+
+@pytest.mark.parametrize("source, arch", sources(""))
+def test_nothing_is_spilled(source, arch):
+    for name, used in functions(compiled(source, arch)[1]).items():
+        assert used["spilled"] == 0 and used["stack"] == 0, (name, used)
+
+
+@pytest.mark.parametrize("source, arch", sources(GEMM))
+def test_the_budget_of_every_tile(source, arch):
+    math = source.rsplit("_", 1)[1].removesuffix(".cu")
+    element = 2 if math in ("f16", "bf16") else 4
+    seen = set()
+    for name, used in functions(compiled(source, arch)[1]).items():
+        # GemmConfig<(Math)0, 4, false>
+        config = re.search(r"GemmConfigIL\w*4MathE(\d)ELi(\d+)ELb(\d)E", name)
+        if config is None:
+            continue
+        assert kernels.MATHS[int(config[1])] == math
+        tile = kernels.tiles(math)[int(config[2])]
+        seen.add(int(config[2]))
+        threads = 32 * (tile.bm // tile.wm) * (tile.bn // tile.wn)
+        shared = tile.stages * (tile.bm + tile.bn) * tile.bk * element + 1024
+        assert used["registers"] <= tile.registers, f"{tile}: {used}"
+        given = -(-used["registers"] // 8) * 8  # registers are given to a warp in units of 256
+        assert tile.blocks * threads * given <= REGISTERS_OF_AN_SM, f"{tile}: {used}"
+        assert tile.blocks * shared <= SHARED_OF_AN_SM[arch], f"{tile}: {shared} bytes"
+    assert seen == set(range(len(kernels.tiles(math))))
+
+
+@pytest.mark.skipif(find_cuobjdump() is None, reason="no cuobjdump")
+@pytest.mark.parametrize("source, arch", sources(GEMM))
+def test_the_machine_code_uses_the_tensor_cores(source, arch):
+    tool = find_cuobjdump()
+    path = os.pathsep.join([str(Path(tool).parent), os.environ["PATH"]])  # it calls nvdisasm
+    command = [tool, "-sass", str(compiled(source, arch)[0])]
+    text = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={**os.environ, "PATH": path}
+    ).stdout
+    kind = {"f16": "HMMA.16816.F32 ", "bf16": "HMMA.16816.F32.BF16"}
+    wanted = kind.get(source.rsplit("_", 1)[1].removesuffix(".cu"), "HMMA.1688.F32.TF32")
+    for function in text.split("Function : ")[1:]:
+        if "GemmConfig" in function.split("\n")[0] and "add_splits" not in function.split("\n")[0]:
+            for instruction in (wanted, "LDGSTS.E.BYPASS", "LDSM.16.M88.4", "STG.E.128"):
+                assert instruction in function, (function.split("\n")[0], instruction)
