@@ -31,9 +31,18 @@ FLAGS += ["-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas", f"-I{HERE}"]
 ORDERS = ("ascending", "descending", "random")
 
 
+INCLUDE = Path(torch.__file__).parent / "include"
+TORCH_FLAGS = [f"-I{INCLUDE}", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
+TORCH_FLAGS += ["-DFASTCONV_CUDA_LIBRARY=fastconv_emulated", "-DFASTCONV_CUDA_KEY=CPU", "-O1"]
+# The torch side of the ops, registered for CPU tensors as torch.ops.fastconv_emulated.
+TORCH_SOURCES = [ROOT / "csrc" / name for name in ("problem.cpp", "pool_problem.cpp", "plan.cpp")]
+TORCH_SOURCES += [ROOT / "csrc/cuda" / name for name in ("conv.cpp", "pool.cpp", "add.cpp")]
+TORCH_SOURCES += [HERE / "torch_ops.cpp"]
+
+
 def sources() -> list[Path]:
-    found = [*HERE.glob("*.c*"), *(ROOT / "csrc/cuda").glob("*.cu")]
-    return sorted([*found, *(ROOT / "csrc/cuda/instances").glob("*.cu")])
+    found = [*HERE.glob("*.c*"), *(ROOT / "csrc/cuda").glob("*.cu"), *TORCH_SOURCES]
+    return sorted({*found, *(ROOT / "csrc/cuda/instances").glob("*.cu")})
 
 
 @functools.cache
@@ -77,11 +86,14 @@ def _build(folder: Path) -> Path:
         digest = common.copy()
         for path in sorted(_included(source)):
             digest.update(path.read_bytes())
-        made = folder / f"{source.stem}-{digest.hexdigest()[:16]}.o"
+        flags = [*FLAGS, *(TORCH_FLAGS if source in TORCH_SOURCES else ())]
+        digest.update(" ".join([*flags, torch.__version__]).encode())
+        place = "_".join(source.relative_to(ROOT).with_suffix("").parts)
+        made = folder / f"{place}-{digest.hexdigest()[:16]}.o"
         if not made.exists():
-            for old in folder.glob(f"{source.stem}-????????????????.o"):
+            for old in folder.glob(f"{place}-????????????????.o"):
                 old.unlink()
-            _run([CXX, *FLAGS, "-c", "-xc++", str(source), "-o", f"{made}.part"])
+            _run([CXX, *flags, "-c", "-xc++", str(source), "-o", f"{made}.part"])
             os.replace(f"{made}.part", made)
         return made
 
@@ -92,7 +104,9 @@ def _build(folder: Path) -> Path:
     if not made.exists():
         for old in folder.glob("emulator-*.so"):
             old.unlink()
-        _run([CXX, "-shared", *map(str, objects), "-o", f"{made}.part"])
+        torch_library = f"-L{INCLUDE.parent / 'lib'}"
+        link = [CXX, "-shared", *map(str, objects), torch_library, "-ltorch_cpu"]
+        _run([*link, "-o", f"{made}.part"])
         os.replace(f"{made}.part", made)
     return made
 
@@ -109,14 +123,19 @@ class _Options(ctypes.Structure):
         ("seed", ctypes.c_uint32),
         ("arch", ctypes.c_int32),
         ("count_banks", ctypes.c_int32),
+        ("any_memory", ctypes.c_int32),
     ]
 
 
 def configure(
-    order: str = "ascending", seed: int = 1, arch: int = 90, count_banks: bool = False
+    order: str = "ascending",
+    seed: int = 1,
+    arch: int = 90,
+    count_banks: bool = False,
+    any_memory: bool = False,
 ) -> None:
-    """For the launches that follow."""
-    options = _Options(ORDERS.index(order), seed, arch, count_banks)
+    """For the launches that follow; ``any_memory`` lets them at memory outside ``Buffer``s."""
+    options = _Options(ORDERS.index(order), seed, arch, count_banks, any_memory)
     library().emulator_configure(ctypes.byref(options))
 
 

@@ -19,6 +19,7 @@ struct Options {
   uint32_t seed = 1;
   int32_t arch = 90;  // 80, 86, 89 or 90: decides how much shared memory a block may have
   int32_t count_banks = 0;
+  int32_t any_memory = 0;  // global accesses outside the buffers are let through
 };
 extern Options options;
 
