@@ -2,8 +2,10 @@
 
 import os
 import platform
+import shlex
 import shutil
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,21 +30,30 @@ def sources() -> list[str]:
 
 
 def need_compiler() -> None:
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler.split()[0]) is None:
+    compiler = os.environ.get("CXX") or "g++"
+    program = shlex.split(compiler)[0]
+    if shutil.which(program) is None:
         sys.exit(
-            f"fastconv needs a C++17 compiler, and {compiler!r} was not found. Install one "
-            "(Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or set CXX."
+            f"fastconv needs a C++17 compiler, and {program!r} was not found. Install g++ (Debian, "
+            "Ubuntu: apt install g++; Fedora: dnf install gcc-c++), or set CXX to one that exists."
         )
-    os.environ.setdefault("CXX", compiler)
-    os.environ.setdefault("CC", os.environ["CXX"])
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        sys.exit(
+            f"fastconv needs Python's headers, and {header} was not found. Install them (Debian, "
+            "Ubuntu: apt install python3-dev; Fedora: dnf install python3-devel)."
+        )
+    os.environ["CXX"] = compiler  # not the one that built this Python
 
 
 class BuildExtension(build_ext):
-    """Compiles the sources in parallel, each with its ISA's flags."""
+    """Compiles the sources in parallel, each with its ISA's flags, and all of them each time."""
+
+    def run(self) -> None:
+        need_compiler()  # before the base class reads CXX
+        super().run()
 
     def build_extension(self, ext: Extension) -> None:
-        need_compiler()
         import pybind11
         import torch
 
@@ -63,10 +74,9 @@ class BuildExtension(build_ext):
                 macros=macros,
                 include_dirs=include,
                 extra_postargs=[*COMMON_FLAGS, *ISA_WARNINGS, *isa],
-                depends=ext.depends,
             )
 
-        jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
+        jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
         with ThreadPoolExecutor(jobs) as pool:
             objects = [obj for done in pool.map(compile_one, ext.sources) for obj in done]
         self.compiler.link_shared_object(
@@ -80,13 +90,6 @@ class BuildExtension(build_ext):
 
 
 setup(
-    ext_modules=[
-        Extension(
-            "fastconv._C",
-            sources(),
-            depends=[str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.[hi]*")],
-            language="c++",
-        )
-    ],
+    ext_modules=[Extension("fastconv._C", sources(), language="c++")],
     cmdclass={"build_ext": BuildExtension},
 )
