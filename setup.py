@@ -1,9 +1,13 @@
-"""Builds fastconv/_C: C++ sources against torch's stable ABI, one file per CPU ISA."""
+"""Builds fastconv/_C: C++ sources against torch's stable ABI, one file per CPU ISA, and the CUDA
+kernels where there is a CUDA toolkit (FASTCONV_CUDA=0 leaves them out, 1 insists).
+"""
 
 import os
 import platform
+import re
 import shlex
 import shutil
+import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +28,49 @@ COMMON_FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-fno-math-er
 ISA_WARNINGS = ["-Wno-psabi"]
 
 
-def sources() -> list[str]:
+def sources(cuda: bool = False) -> list[str]:
     found = sorted([*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")])
+    if cuda:
+        found += sorted([*ROOT.glob("csrc/cuda/*.cpp"), *ROOT.glob("csrc/cuda/**/*.cu")])
     return [str(path.relative_to(ROOT)) for path in found if X86 or path.name not in ISA_FLAGS]
+
+
+def find_cuda() -> Path | None:
+    """The CUDA toolkit: CUDA_HOME, the usual folder, or where nvcc says it is. The nvcc on the path
+    may be a wrapper that stands elsewhere."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    if nvcc := shutil.which("nvcc"):
+        done = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True)
+        homes += re.findall(r"^#\$ TOP=(.+)$", done.stderr, re.MULTILINE)
+    for home in filter(None, homes):
+        if all((Path(home) / part).exists() for part in ("bin/nvcc", "include/cuda_runtime_api.h")):
+            return Path(home).resolve()
+    return None
+
+
+def wanted_cuda() -> Path | None:
+    """The toolkit to build with, or None for a build without CUDA."""
+    wish = os.environ.get("FASTCONV_CUDA", "")
+    if wish not in ("", "0", "1"):
+        sys.exit(f"FASTCONV_CUDA must be 0 or 1, got {wish!r}")
+    toolkit = None if wish == "0" else find_cuda()
+    if wish == "1" and toolkit is None:
+        sys.exit(
+            "FASTCONV_CUDA=1, but no CUDA toolkit was found. Install one (nvcc and its headers), "
+            "or set CUDA_HOME to the folder that holds bin/nvcc."
+        )
+    return toolkit
+
+
+def architectures() -> list[str]:
+    """nvcc's options for FASTCONV_CUDA_ARCHS, and PTX of the first so that newer GPUs run."""
+    archs = os.environ.get("FASTCONV_CUDA_ARCHS", "80;90a").replace(",", ";").split(";")
+    if not all(re.fullmatch(r"\d{2,3}[af]?", arch) for arch in archs):
+        sys.exit(f'FASTCONV_CUDA_ARCHS must be like "80;90a", got {";".join(archs)!r}')
+    codes = [(arch, f"sm_{arch}") for arch in archs]
+    if archs[0].isdigit():
+        codes.append((archs[0], f"compute_{archs[0]}"))
+    return [f"-gencode=arch=compute_{arch},code={code}" for arch, code in codes]
 
 
 def need_compiler() -> None:
@@ -65,8 +109,23 @@ class BuildExtension(build_ext):
         macros = [("TORCH_TARGET_VERSION", "0x020a000000000000"), ("TORCH_STABLE_ONLY", None)]
         if X86:
             macros.append(("FASTCONV_X86", None))
+        toolkit = wanted_cuda()
+        if toolkit:
+            macros.append(("FASTCONV_CUDA", None))
+            include.append(str(toolkit / "include"))
+
+        def compile_cuda(source: str) -> list[str]:
+            made = Path(self.build_temp, source).with_suffix(".cu.o")
+            made.parent.mkdir(parents=True, exist_ok=True)
+            host = ["-ccbin", shlex.split(os.environ["CXX"])[-1]]
+            host += ["-Xcompiler=-fPIC,-fvisibility=hidden", "-std=c++17", "-O3"]
+            nvcc = [str(toolkit / "bin" / "nvcc"), *host, *architectures()]
+            self.spawn([*nvcc, "-c", source, "-o", str(made)])
+            return [str(made)]
 
         def compile_one(source: str) -> list[str]:
+            if source.endswith(".cu"):
+                return compile_cuda(source)
             isa = ISA_FLAGS.get(Path(source).name, [])
             return self.compiler.compile(
                 [source],
@@ -78,12 +137,15 @@ class BuildExtension(build_ext):
 
         jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
         with ThreadPoolExecutor(jobs) as pool:
-            objects = [obj for done in pool.map(compile_one, ext.sources) for obj in done]
+            done = pool.map(compile_one, sources(cuda=toolkit is not None))
+            objects = [obj for objects in done for obj in objects]
+        libraries = ["cudart_static", "rt", "pthread", "dl"] if toolkit else []
+        folders = [str(toolkit / "lib64"), str(toolkit / "lib")] if toolkit else []
         self.compiler.link_shared_object(
             objects,
             self.get_ext_fullpath(ext.name),
-            libraries=["torch_cpu"],
-            library_dirs=[str(Path(torch.__file__).parent / "lib")],
+            libraries=["torch_cpu", *libraries],
+            library_dirs=[str(Path(torch.__file__).parent / "lib"), *folders],
             extra_postargs=["-Wl,--as-needed"],
             target_lang="c++",
         )

@@ -15,13 +15,14 @@ namespace {
 
 using Sizes = std::vector<int64_t>;
 
-ConvProblem problem(const Sizes& input, const Sizes& weight, const Sizes& window) {
+ConvProblem problem(const Sizes& input, const Sizes& weight, const Sizes& window,
+                    DType dtype = DType::f32) {
   if (input.size() != 4 || weight.size() != 4 || window.size() != 9)
     throw std::invalid_argument("expected 4 input sizes, 4 weight sizes and 9 window numbers");
   return make_conv_problem(input.data(), weight.data(),
                            {window[0], window[1], window[2], window[3], window[4], window[5],
                             window[6], window[7], window[8], 0},
-                           DType::f32);
+                           dtype);
 }
 
 std::pair<int64_t, int64_t> output_size(const Sizes& input, const Sizes& weight,
@@ -33,9 +34,10 @@ std::pair<int64_t, int64_t> output_size(const Sizes& input, const Sizes& weight,
 std::vector<std::pair<std::string, std::string>> explain_rows(const Sizes& input,
                                                               const Sizes& weight,
                                                               const Sizes& window, int direction,
-                                                              int backend) {
+                                                              int backend, int dtype, bool tf32) {
   std::vector<std::pair<std::string, std::string>> rows;
-  for (const Candidate& c : explain(problem(input, weight, window), {static_cast<Backend>(backend)},
+  for (const Candidate& c : explain(problem(input, weight, window, static_cast<DType>(dtype)),
+                                    {static_cast<Backend>(backend), tf32},
                                     static_cast<Direction>(direction)))
     rows.emplace_back(c.row->name, c.refusal ? c.refusal : "");
   return rows;
@@ -77,7 +79,11 @@ double fma_peak_gflops(double seconds) {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "fastconv's native module: importing it registers torch.ops.fastconv";
+#ifdef FASTCONV_CUDA
+  m.attr("cuda") = true;
+#else
   m.attr("cuda") = false;
+#endif
   m.attr("compiler") = __VERSION__;
   m.def("cpu_isa", [] { return std::string(cpu_kernels().isa); });
   m.def("cpu_isas", &cpu_isas);

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from . import _C
-from .ops.sizes import conv_padding, pair
+from .ops.sizes import allows_tf32, conv_padding, pair
 
 DIRECTIONS = ("forward", "input_grad", "weight_grad")
+PLANNED = ("cpu", "cuda")  # in the order of csrc/plan.h
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of csrc/problem.h
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,9 @@ class Explanation:
     candidates: tuple[Candidate, ...]
 
     @property
-    def algorithm(self) -> str:
-        """The algorithm that runs: the first that does not refuse."""
-        return next(c.algorithm for c in self.candidates if c.refusal is None)
+    def algorithm(self) -> str | None:
+        """The algorithm that runs: the first that does not refuse. None where all do."""
+        return next((c.algorithm for c in self.candidates if c.refusal is None), None)
 
     def __str__(self) -> str:
         lines = [self.problem]
@@ -40,7 +42,7 @@ class Explanation:
         for c in self.candidates:
             mark = "->" if c.algorithm == chosen else "  "
             reason = "runs" if c.algorithm == chosen else c.refusal or "would run; comes later"
-            lines.append(f" {mark} {c.algorithm:<12} {reason}")
+            lines.append(f" {mark} {c.algorithm:<14} {reason}")
         return "\n".join(lines)
 
 
@@ -62,26 +64,47 @@ def explain(
     groups: int = 1,
     *,
     direction: str = "forward",
+    backend: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Explanation:
     """Which algorithm runs for a convolution, and why each other one refused.
 
     Args:
         input, weight: tensors or their sizes, (N, C, H, W) and (K, C / groups, R, S).
         direction: "forward", "input_grad" or "weight_grad".
+        backend: "cpu" or "cuda"; by default that of the input's device.
+        dtype: by default the input's, float32 for sizes. On CUDA, torch's switches say whether
+            float32 is multiplied in tf32.
 
     Raises:
-        ValueError: an unknown direction. RuntimeError: sizes that do not fit.
+        ValueError: an unknown direction or backend, a dtype that has no kernels.
+        RuntimeError: sizes that do not fit.
 
     >>> print(explain((1, 64, 56, 48), (64, 64, 1, 1)))  # doctest: +SKIP
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}")
+    of_tensor = isinstance(input, torch.Tensor)
+    backend = backend or (input.device.type if of_tensor else "cpu")
+    dtype = dtype or (input.dtype if of_tensor else torch.float32)
+    if backend not in PLANNED:
+        raise ValueError(f"backend must be one of {', '.join(PLANNED)}, got {backend!r}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
     x, w = _sizes(input, "input"), _sizes(weight, "weight")
     stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
     pads = conv_padding(padding, (w[2], w[3]), stride, dilation)
-    rows = _C.explain(x, w, [*stride, *pads, *dilation, groups], DIRECTIONS.index(direction), 0)
+    rows = _C.explain(
+        x,
+        w,
+        [*stride, *pads, *dilation, groups],
+        DIRECTIONS.index(direction),
+        PLANNED.index(backend),
+        DTYPES.index(dtype),
+        allows_tf32(),
+    )
     return Explanation(
-        f"conv2d {direction}: input {x}, weight {w}, stride {stride}, padding {pads}, "
+        f"conv2d {direction} on {backend}, {dtype}: input {x}, weight {w}, stride {stride}, padding {pads}, "
         f"dilation {dilation}, groups {groups}",
         tuple(Candidate(name, refusal or None) for name, refusal in rows),
     )
@@ -92,8 +115,9 @@ def build_info() -> dict[str, str]:
     return {
         "C++ compiler": _C.compiler,
         "CPU instruction sets": _C.cpu_isas(),
-        "algorithms (CPU)": " ".join(_C.algorithms()),
-        "CUDA": "yes" if _C.cuda else "no: this version has no CUDA kernels",
+        "algorithms (CPU)": " ".join(_C.algorithms(0)),
+        "algorithms (CUDA)": " ".join(_C.algorithms(1)),
+        "CUDA": "yes, forward only" if _C.cuda else "no: built without a CUDA toolkit (nvcc)",
         "Triton": "no: this version has no Triton kernels",
     }
 

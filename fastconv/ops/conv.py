@@ -11,6 +11,7 @@ from .add import activation_grad
 from .registry import Op
 from .sizes import (
     activation_code,
+    allows_tf32,
     autocast_enabled,
     batched,
     check,
@@ -76,7 +77,9 @@ def conv2d(
                 f"conv2d: residual of size {list(residual.shape)} must have 3 dimensions, as input"
             )
         residual = residual.unsqueeze(0)
-    output = _conv2d(input, weight, bias, residual, *stride, *pads, *dilation, groups, code, 0)
+    # The other backends follow torch's switches; the CPU's arithmetic is float32 always.
+    tf32 = int(input.device.type == "cuda" and allows_tf32())
+    output = _conv2d(input, weight, bias, residual, *stride, *pads, *dilation, groups, code, tf32)
     return output.squeeze(0) if added else output
 
 

@@ -159,6 +159,11 @@ def batched(input: Tensor, name: str) -> tuple[Tensor, bool]:
     )
 
 
+def allows_tf32() -> bool:
+    """torch's switch for convolutions: float32 on CUDA may be multiplied in tf32."""
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+
+
 def autocast_enabled(t: Tensor) -> bool:
     """Whether autocast is on for the tensor's device; the meta device has no such state."""
     device = t.device.type
