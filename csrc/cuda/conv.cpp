@@ -1,6 +1,7 @@
 // Torch side of the convolution on CUDA: tensors to the parameters of the chosen kernel.
 #include "../conv_op.h"
 #include "../plan.h"
+#include "conv1x1.h"
 #include "conv_direct.h"
 #include "conv_implicit_gemm.h"
 #include "op.h"

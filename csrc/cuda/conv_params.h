@@ -57,7 +57,7 @@ struct ConvParams {
 // Why the implicit GEMM kernels (conv_implicit_gemm, conv1x1) cannot run a problem; null if they
 // can. The pointers must be aligned to 16 bytes, and the pixel strides whole chunks.
 inline const char* implicit_gemm_refusal(const ConvProblem& p, Math math) {
-  const int64_t chunk = 16 / element_bytes(math), limit = INT32_MAX;
+  const int64_t chunk = 16 / element_bytes(math), limit = INT32_MAX - 1024;  // a tile more fits
   if (p.C / p.G % chunk != 0) return "the channels of a group are not whole 16-byte chunks";
   if (p.K / p.G % chunk != 0) return "the output channels of a group are not whole 16-byte chunks";
   if (p.R > 15 || p.S > 15) return "the kernel is larger than 15x15";

@@ -30,8 +30,6 @@ struct bf16 {
   uint16_t bits;
 };
 
-using Stream = void*;  // cudaStream_t, for headers that are read without the CUDA toolkit
-
 // The dynamic shared memory of the block, aligned to 1024 bytes on a GPU.
 template <class T = char>
 FASTCONV_DEVICE T* shared_memory() {

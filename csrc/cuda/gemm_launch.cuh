@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "conv_implicit_gemm.cuh"
-#include "conv_implicit_gemm.h"
+#include "gemm_instances.cuh"
 #include "split_k.cuh"
 
 namespace fastconv::cuda {

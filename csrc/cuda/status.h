@@ -1,9 +1,11 @@
-// What became of a launch; read by code with and without the CUDA toolkit.
+// What a launcher takes and returns, for callers that are not compiled by nvcc.
 #pragma once
 
 namespace fastconv::cuda {
 
-// error is null where it went well. Both strings outlive the call.
+using Stream = void*;  // cudaStream_t
+
+// What became of a launch: error is null where it went well. Both strings outlive the call.
 struct Status {
   const char* kernel;
   const char* error;

@@ -1,6 +1,5 @@
 // The product's launchers and tile table, for ctypes (kernels.py).
-#include "../../csrc/cuda/conv_implicit_gemm.h"
-#include "../../csrc/cuda/dialect.cuh"
+#include "../../csrc/cuda/conv1x1.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
