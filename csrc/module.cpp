@@ -36,9 +36,9 @@ std::vector<std::pair<std::string, std::string>> explain_rows(const Sizes& input
                                                               const Sizes& window, int direction,
                                                               int backend, int dtype, bool tf32) {
   std::vector<std::pair<std::string, std::string>> rows;
-  for (const Candidate& c : explain(problem(input, weight, window, static_cast<DType>(dtype)),
-                                    {static_cast<Backend>(backend), tf32},
-                                    static_cast<Direction>(direction)))
+  for (const Candidate& c :
+       explain(problem(input, weight, window, static_cast<DType>(dtype)),
+               {static_cast<Backend>(backend), tf32}, static_cast<Direction>(direction)))
     rows.emplace_back(c.row->name, c.refusal ? c.refusal : "");
   return rows;
 }

@@ -1,5 +1,6 @@
 // Residual add and the activation's gradient at the torch side, once for every backend: tensors to
-// a PairJob, checked. A backend is a type with `static void run(const PairJob&, const Tensor& operand)`.
+// a PairJob, checked. A backend is a type with `static void run(const PairJob&, const Tensor&
+// operand)`.
 #pragma once
 #include "pair_job.h"
 #include "tensor.h"

@@ -5,9 +5,44 @@
 #include "conv_direct.h"
 #include "conv_implicit_gemm.h"
 #include "op.h"
+#include "transpose.h"
 
 namespace fastconv::cuda {
 namespace {
+
+int64_t element_bytes(DType d) { return d == DType::f64 ? 8 : d == DType::f32 ? 4 : 2; }
+
+// Elements from one pixel to the next where a tensor is rows of channels (N H W C in that order
+// without gaps between pixels' rows, 16-byte aligned throughout), else 0.
+int64_t pixel_stride(const View& v, int64_t element) {
+  int64_t pixel = v.size[1];  // of a single pixel
+  for (int axis : {0, 2, 3})
+    if (v.size[axis] > 1) pixel = v.stride[axis];
+  const int64_t line = pixel * v.size[3], image = line * v.size[2];
+  const bool rows = (v.size[1] == 1 || v.stride[1] == 1) && pixel >= v.size[1] &&
+                    (v.size[3] == 1 || v.stride[3] == pixel) &&
+                    (v.size[2] == 1 || v.stride[2] == line) &&
+                    (v.size[0] == 1 || v.stride[0] == image);
+  const bool aligned = pixel * element % 16 == 0 && reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
+  return rows && aligned ? pixel : 0;
+}
+
+// A tensor as rows of channels: itself where it is, else a copy; `gaps` between pixels may be
+// forbidden. `keep` owns the copy.
+struct Pixels {
+  Tensor keep;
+  View view;
+  int64_t pixel;
+};
+
+Pixels as_pixels(const Tensor& t, const View& v, DType dtype, bool gaps, void* stream) {
+  const int64_t pixel = pixel_stride(v, element_bytes(dtype));
+  if (pixel && (gaps || pixel == v.size[1])) return {t, v, pixel};
+  const Tensor copy = empty4(t, v.size, true, dtype);
+  const View to = view_of(copy, "fastconv", "copy");
+  check_launch(launch_transpose({v, to, dtype}, stream), "a tensor of size ", shape(v.size, 4));
+  return {copy, to, v.size[1]};
+}
 
 // The operands of a forward convolution; the residual and bias may be absent.
 struct Call {
@@ -58,9 +93,9 @@ void run_gemm(const Call& c, bool pointwise, Math math) {
   }
   const TileChoice tile = choose_tile(p, math, c.place.gpu);
   check(tile.tile >= 0, "conv2d: no tile of this GPU takes the problem");
-  ConvOperands at = {x.view.data, w.view.data, dense_bias(c, bias), r ? r->view.data : nullptr,
-                     y.data,      nullptr,     x.pixel,             p.K,
-                     r ? r->pixel : 0};
+  ConvOperands at = {
+      x.view.data, w.view.data, dense_bias(c, bias), r ? r->view.data : nullptr, y.data, nullptr,
+      x.pixel,     p.K,         r ? r->pixel : 0};
   OptionalTensor partial;
   if (tile.splits > 1) {
     const int64_t size[1] = {tile.splits * p.N * p.P * p.Q * p.K}, dense[1] = {1};
@@ -74,13 +109,10 @@ void run_gemm(const Call& c, bool pointwise, Math math) {
 }
 
 void run_direct(const Call& c) {
-  DirectParams d = {c.p,
-                    view_of(c.input, "conv2d", "input"),
-                    view_of(c.weight, "conv2d", "weight"),
-                    {},
-                    view_of(c.output, "conv2d", "output"),
-                    nullptr,
-                    0};
+  DirectParams d = {
+      c.p, view_of(c.input, "conv2d", "input"),   view_of(c.weight, "conv2d", "weight"),
+      {},  view_of(c.output, "conv2d", "output"), nullptr,
+      0};
   if (c.residual) d.residual = view_of(*c.residual, "conv2d", "residual");
   if (c.bias) d.bias = c.bias->const_data_ptr(), d.bias_stride = c.bias->stride(0);
   c.must(launch_conv_direct(d, c.place.stream));

@@ -36,8 +36,8 @@ FASTCONV_DEVICE void finish_output(const DirectParams& c, Compute<T> v, int64_t 
   const T* bias = static_cast<const T*>(c.bias);
   Compute<T> acc[1] = {v};
   finish_chunk<T, 1>(acc, bias != nullptr ? bias + k * c.bias_stride : nullptr,
-                  c.residual.data != nullptr ? element<T>(c.residual, n, k, p, q) : nullptr,
-                  c.p.activation, const_cast<T*>(element<T>(c.y, n, k, p, q)));
+                     c.residual.data != nullptr ? element<T>(c.residual, n, k, p, q) : nullptr,
+                     c.p.activation, const_cast<T*>(element<T>(c.y, n, k, p, q)));
 }
 
 // grid: tiles of pixels x groups x tiles of a group's channels, the last fastest.
