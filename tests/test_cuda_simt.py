@@ -1,35 +1,17 @@
-"""The CUDA kernels outside the tensor-core mainloop under the emulator, against float64.
+"""The CUDA convolutions outside the tensor-core mainloop under the emulator, against float64.
 
 Each runs in ascending, descending and random order of its fibers, which must agree to the bit, on
 poisoned buffers that end and on buffers that begin at a page that cannot be accessed.
 """
 
-import emulator
 import pytest
 import torch
 import torch.nn.functional as F
 from emulator import simt
+from emulator.simt import DTYPES, dtype_id, tensor
 
 from fastconv.testing import reference
 from fastconv.testing.compare import assert_good
-
-
-def dtype_id(value):
-    return str(value).removeprefix("torch.")
-
-
-DTYPES = pytest.mark.parametrize("dtype", simt.DTYPES, ids=dtype_id)
-
-
-def tensor(sizes, dtype, layout="nhwc", scale=1.0):
-    """Random; `layout` may also be "nchw", or either "sliced" from a larger tensor."""
-    n, c, h, w = sizes
-    big = (n, c + 3, h + 1, 2 * w) if "sliced" in layout else sizes
-    t = (torch.randn(big) * scale).to(dtype)
-    if "nhwc" in layout:
-        t = t.contiguous(memory_format=torch.channels_last)
-    return t[:, 2:-1, 1:, ::2] if "sliced" in layout else t
-
 
 # ---- conv_direct ----
 
@@ -55,7 +37,7 @@ def conv_operands(x, w, dtype, layouts=("nhwc",) * 3, bias=True, residual=True, 
 
 
 def check_conv(run, kernel, given, dtype, y=None, **settings):
-    y = simt.every_order(run, *given, kernel=kernel, y=y, **settings)
+    y = simt.every_order(run, *given, kernel=f"{kernel}_{simt.NAMES[dtype]}", y=y, **settings)
     double = [None if t is None else t.double() for t in given]
     truth = conv_reference(reference.conv2d, *double, **settings)
     assert_good(y, conv_reference(F.conv2d, *given, **settings), truth, dtype)
@@ -77,15 +59,13 @@ DIRECT = [
 ]
 
 
-@DTYPES
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("case", DIRECT, ids=lambda c: f"{c[0]} {c[1]}".replace(", ", ","))
 def test_conv_direct(case, dtype):
     x, w, settings, layouts = case
     given = conv_operands(x, w, dtype, layouts, **settings)
-    narrow = w[0] // settings.get("groups", 1) < 16
-    name = "conv_direct_narrow_" if narrow else "conv_direct_"
-    kernel = name + {4: "f32", 8: "f64"}.get(given[0].itemsize, "")
-    check_conv(simt.conv_direct, kernel, given, dtype, **settings)
+    narrow = "_narrow" if w[0] // settings.get("groups", 1) < 16 else ""
+    check_conv(simt.conv_direct, f"conv_direct{narrow}", given, dtype, **settings)
 
 
 @pytest.mark.parametrize("w", [(20, 6, 3, 2), (5, 6, 3, 2)], ids=["tile", "narrow"])
@@ -94,7 +74,8 @@ def test_conv_direct_leaves_padding_out(w):
     x, w, _, _ = conv_operands((1, 6, 5, 7), w, torch.float32, padding=(2, 2))
     w[:, 2, 0, 0], w[:, 4, 2, 1] = torch.inf, -torch.inf
     x[0, 3, 2, 2], x[0, 1, 4, 6] = torch.inf, torch.nan
-    y = simt.every_order(simt.conv_direct, x, w, padding=(2, 2), kernel="conv_direct")
+    name = "conv_direct_f32" if len(w) == 20 else "conv_direct_narrow_f32"
+    y = simt.every_order(simt.conv_direct, x, w, padding=(2, 2), kernel=name)
     n, k, p, q = y.shape
     truth = torch.zeros(y.shape, dtype=torch.float64)
     for r in range(3):
@@ -115,7 +96,7 @@ def test_conv_direct_expanded(dtype):
     w = tensor((18, 18, 2, 3), dtype, "nchw", 0.1)
     residual = torch.randn(1, dtype=dtype).expand(3, 18, 5, 7)
     y = tensor((3, 18, 5, 7), dtype, "nchw")
-    check_conv(simt.conv_direct, "conv_direct_", (x, w, None, residual), dtype, y=y)
+    check_conv(simt.conv_direct, "conv_direct", (x, w, None, residual), dtype, y=y)
 
 
 def test_conv_direct_beyond_32_bits():

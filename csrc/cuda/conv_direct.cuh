@@ -21,12 +21,6 @@ struct DirectTile {
   static constexpr int kSharedBytes = kPixels * 32 + 2 * kDepth * kPitch<T> * sizeof(Compute<T>);
 };
 
-template <class T>
-FASTCONV_DEVICE const T* element(const View& v, int64_t a, int64_t b, int64_t c, int64_t d) {
-  return static_cast<const T*>(v.data) + a * v.stride[0] + b * v.stride[1] + c * v.stride[2] +
-         d * v.stride[3];
-}
-
 FASTCONV_DEVICE bool inside(int64_t i, int64_t size) { return uint64_t(i) < uint64_t(size); }
 
 // The epilogue of output (n, k, p, q).
@@ -40,10 +34,16 @@ FASTCONV_DEVICE void finish_output(const DirectParams& c, Compute<T> v, int64_t 
                      c.p.activation, const_cast<T*>(element<T>(c.y, n, k, p, q)));
 }
 
+// The axes of an output's linear index.
+struct DirectOrder {
+  Axis cols, rows, channels, group_channels;
+};
+
 // grid: tiles of pixels x groups x tiles of a group's channels, the last fastest.
 template <class T>
 __global__ void __launch_bounds__(DirectTile::kThreads, DirectTile::kBlocks<T>)
-    conv_direct(const DirectParams __grid_constant__ params) {
+    conv_direct(const DirectParams __grid_constant__ params,
+                const DirectOrder __grid_constant__ order) {
   using V = Compute<T>;
   constexpr int kPixels = DirectTile::kPixels, kChannels = DirectTile::kChannels;
   constexpr int kDepth = DirectTile::kDepth, kPitch = DirectTile::kPitch<T>;
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(DirectTile::kThreads, DirectTile::kBlocks<T>)
   const int t = threadIdx.x;
   if (t < kPixels) {
     int64_t n = int64_t(tile / G) * kPixels + t;
-    const int64_t q = take_remainder(n, p.Q), row = take_remainder(n, p.P);
+    const int64_t q = take_remainder(n, order.cols), row = take_remainder(n, order.rows);
     const int64_t image = n * params.x.stride[0] + int64_t(group) * C * params.x.stride[1];
     ptx::st_shared(pixels + 24 * t, n < p.N ? image : int64_t(-1));
     ptx::st_shared(pixels + 24 * t + 8, int64_t(row * p.stride_h - p.pad_t));
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(DirectTile::kThreads, DirectTile::kBlocks<T>)
     }
   }
   int64_t n = int64_t(tile / G) * kPixels + pixel;
-  int64_t q = take_remainder(n, p.Q), row = take_remainder(n, p.P);
+  int64_t q = take_remainder(n, order.cols), row = take_remainder(n, order.rows);
 #pragma unroll
   for (int i = 0; i < 4 && n < p.N; ++i) {
 #pragma unroll
@@ -158,17 +158,18 @@ __global__ void __launch_bounds__(DirectTile::kThreads, DirectTile::kBlocks<T>)
 // A thread an output, in the order of the output's memory.
 template <class T>
 __global__ void __launch_bounds__(DirectTile::kThreads)
-    conv_direct_narrow(const DirectParams __grid_constant__ params) {
+    conv_direct_narrow(const DirectParams __grid_constant__ params,
+                       const DirectOrder __grid_constant__ order) {
   using V = Compute<T>;
   const ConvProblem& p = params.p;
   int64_t n = int64_t(blockIdx.x) * DirectTile::kThreads + threadIdx.x;
   if (n >= p.N * p.K * p.P * p.Q) return;
   const bool channels = params.y.stride[1] == 1;
-  int64_t k = channels ? take_remainder(n, p.K) : 0;
-  const int64_t q = take_remainder(n, p.Q), row = take_remainder(n, p.P);
-  if (!channels) k = take_remainder(n, p.K);
+  int64_t k = channels ? take_remainder(n, order.channels) : 0;
+  const int64_t q = take_remainder(n, order.cols), row = take_remainder(n, order.rows);
+  if (!channels) k = take_remainder(n, order.channels);
   int64_t group = k;
-  take_remainder(group, p.K / p.G);
+  take_remainder(group, order.group_channels);
   const int64_t C = p.C / p.G, x_step = params.x.stride[1], w_step = params.w.stride[1];
   V acc = 0;
   for (int64_t r = 0; r < p.R; ++r) {
@@ -196,16 +197,17 @@ Status launch_direct(const DirectParams& params, Stream stream) {
   const int64_t K = p.K / p.G, M = p.N * p.P * p.Q, limit = INT32_MAX;
   if (p.C > limit || p.K > limit || p.R > limit || p.S > limit)
     return {"conv_direct", "channels or kernel sizes beyond 32 bits"};
+  const DirectOrder order = {make_axis(p.Q), make_axis(p.P), make_axis(p.K), make_axis(K)};
   if (K < kDirectTileChannels) {
     static const KernelLabel label("conv_direct_narrow_%s", kTypeName<T>);
     return launch_line(label.text, conv_direct_narrow<T>, M * p.K, DirectTile::kThreads,
-                       DirectTile::kThreads, 0, stream, params);
+                       DirectTile::kThreads, 0, stream, params, order);
   }
   static const KernelLabel label("conv_direct_%s", kTypeName<T>);
   constexpr int kPixels = DirectTile::kPixels, kChannels = DirectTile::kChannels;
   const int64_t tiles = (M + kPixels - 1) / kPixels * p.G * ((K + kChannels - 1) / kChannels);
   return launch_line(label.text, conv_direct<T>, tiles, 1, DirectTile::kThreads,
-                     DirectTile::kSharedBytes<T>, stream, params);
+                     DirectTile::kSharedBytes<T>, stream, params, order);
 }
 
 }  // namespace fastconv::cuda

@@ -3,7 +3,7 @@
 #pragma once
 #include <stdio.h>
 
-#include "../problem.h"
+#include "conv_params.h"
 #include "ptx.cuh"
 
 namespace fastconv::cuda {
@@ -43,20 +43,62 @@ struct alignas(N * sizeof(T)) Chunk {
   T at[N];
 };
 
-// Divides n by d and returns the remainder, of 0 <= n and 0 < d; in 32 bits where both fit.
-FASTCONV_DEVICE int64_t take_remainder(int64_t& n, int64_t d) {
-  if (((n | d) >> 32) == 0) {
-    const uint32_t quotient = uint32_t(n) / uint32_t(d);
-    const uint32_t rest = uint32_t(n) - quotient * uint32_t(d);
-    n = quotient;
-    return rest;
+// n / d for 0 <= n and 0 < d, in 32 bits where both fit.
+FASTCONV_DEVICE int64_t quotient(int64_t n, int64_t d) {
+  return (n | d) >> 32 == 0 ? int64_t(uint32_t(n) / uint32_t(d)) : n / d;
+}
+FASTCONV_DEVICE int64_t ceil_quotient(int64_t n, int64_t d) { return quotient(n + d - 1, d); }
+
+// An axis of a linear index; below 2^31 the index is divided by a multiplication.
+struct Axis {
+  int64_t size;
+  Divisor by;
+};
+inline Axis make_axis(int64_t size) {
+  const int64_t most = int64_t(1) << 31;
+  return {size, make_divisor(size < 1 ? 1 : size < most ? size : most)};
+}
+// Divides n by the axis' size and returns the remainder.
+FASTCONV_DEVICE int64_t take_remainder(int64_t& n, const Axis& axis) {
+  if (n >> 31 == 0) {
+    const uint32_t whole = uint32_t(n);
+    const uint32_t q = axis.by.d == 1 ? whole : ptx::mul_hi(whole, axis.by.factor) >> axis.by.shift;
+    n = q;
+    return whole - q * axis.by.d;
   }
-  const int64_t quotient = n / d, rest = n - quotient * d;
-  n = quotient;
+  const int64_t q = n / axis.size, rest = n - q * axis.size;
+  n = q;
   return rest;
 }
 
+template <class T>
+FASTCONV_DEVICE const T* element(const View& v, int64_t a, int64_t b, int64_t c, int64_t d) {
+  return static_cast<const T*>(v.data) + a * v.stride[0] + b * v.stride[1] + c * v.stride[2] +
+         d * v.stride[3];
+}
+
+// Stores N values next to each other in accesses of at most 16 bytes.
+template <class T, int N>
+FASTCONV_DEVICE void store_all(T* to, const T (&v)[N]) {
+  constexpr int kEach = N * sizeof(T) <= 16 ? N : int(16 / sizeof(T));
+#pragma unroll
+  for (int i = 0; i < N; i += kEach) {
+    Chunk<T, kEach> chunk;
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) chunk.at[e] = v[i + e];
+    ptx::st_global(reinterpret_cast<Chunk<T, kEach>*>(to + i), chunk);
+  }
+}
+
 // ---- The host's side of a launch ----
+
+// Whether the channels of a pixel are `n` elements of `bytes` at a time, each lot aligned.
+inline bool whole_chunks(const View& v, int n, int bytes) {
+  const uintptr_t alignment = n * bytes < 16 ? n * bytes : 16;
+  bool whole = v.stride[1] == 1 && v.size[1] % n == 0 && uintptr_t(v.data) % alignment == 0;
+  for (int i = 0; i < 4; ++i) whole = whole && (i == 1 || v.size[i] == 1 || v.stride[i] % n == 0);
+  return whole;
+}
 
 template <class T>
 constexpr const char* kTypeName = "f32";

@@ -1,6 +1,8 @@
 // The product's launchers of the kernels outside the tensor-core mainloop, for ctypes (simt.py).
 #include "../../csrc/cuda/conv_direct.h"
 #include "../../csrc/cuda/dialect.cuh"
+#include "../../csrc/cuda/pool.h"
+#include "../../csrc/pool_problem.cpp"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -8,6 +10,21 @@ namespace fastconv::cuda {
 
 EXPORT const char* conv_direct(const DirectParams* params) {
   return launch_conv_direct(*params, nullptr).error;
+}
+
+EXPORT void pool_problem(const int64_t size[4], const PoolSettings* settings, int32_t dtype,
+                         PoolProblem* out) {
+  *out = make_pool_problem("pool", size, *settings, DType(dtype));
+}
+EXPORT void adaptive_problem(const int64_t size[4], int64_t out_h, int64_t out_w, int32_t dtype,
+                             PoolProblem* out) {
+  *out = make_adaptive_problem("pool", size, out_h, out_w, DType(dtype));
+}
+EXPORT const char* max_pool(const PoolParams* params) {
+  return launch_max_pool(*params, nullptr).error;
+}
+EXPORT const char* avg_pool(const PoolParams* params) {
+  return launch_avg_pool(*params, nullptr).error;
 }
 
 }  // namespace fastconv::cuda

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import Buffer, buffers, configure, kernels, library, take_log
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # DType of csrc/problem.h
+NAMES = dict(zip(DTYPES, ("f32", "f64", "bf16", "f16"), strict=True))  # as kernels are named
 # Order of the fibers, seed, and whether buffers end or begin at a page that cannot be accessed.
 RUNS = (("ascending", 1, True), ("descending", 1, False), ("random", 1, True))
 
@@ -32,6 +33,54 @@ class DirectParams(ctypes.Structure):
         ("bias", _P),
         ("bias_stride", _I64),
     ]
+
+
+class PoolAxis(ctypes.Structure):
+    """PoolAxis of csrc/pool_problem.h."""
+
+    _fields_ = [
+        *((name, _I64) for name in "size out k stride pad dil".split()),
+        ("adaptive", ctypes.c_bool),
+    ]
+
+
+class PoolProblem(ctypes.Structure):
+    """PoolProblem of csrc/pool_problem.h."""
+
+    _fields_ = [
+        *((name, _I64) for name in "NC"),
+        *((name, PoolAxis) for name in ("rows", "cols")),
+        ("dtype", ctypes.c_int32),
+        ("count_include_pad", ctypes.c_bool),
+        ("divisor", _I64),
+    ]
+
+
+class PoolParams(ctypes.Structure):
+    """PoolParams of csrc/cuda/pool.h."""
+
+    _fields_ = [
+        ("p", PoolProblem),
+        *((name, View) for name in ("x", "y", "index")),
+        ("index_type", ctypes.c_int32),
+    ]
+
+
+INDEX_DTYPES = (None, torch.uint8, torch.int32, torch.int64)  # IndexType of csrc/pool_problem.h
+
+
+def dtype_id(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def tensor(sizes, dtype, layout="nhwc", scale=1.0) -> Tensor:
+    """Random; ``layout`` may also be "nchw", or either "sliced" from a larger tensor."""
+    n, c, h, w = sizes
+    big = (n, c + 3, h + 1, 2 * w) if "sliced" in layout else sizes
+    t = (torch.randn(big) * scale).to(dtype)
+    if "nhwc" in layout:
+        t = t.contiguous(memory_format=torch.channels_last)
+    return t[:, 2:-1, 1:, ::2] if "sliced" in layout else t
 
 
 def view(buffer: Buffer | None) -> View:
@@ -61,7 +110,7 @@ def _run(right: bool, order: str, seed: int, count_banks: bool, **tensors):
 
 
 def every_order(run, *arguments, kernel: str, **settings):
-    """``run``'s outputs, the same to the bit under every order; all launches are of ``kernel``."""
+    """``run``'s outputs, the same to the bit under every order; all launches are of this kernel."""
     take_log()
     results = []
     for order, seed, right in RUNS:
@@ -71,13 +120,13 @@ def every_order(run, *arguments, kernel: str, **settings):
             same = (one == first) | (one.isnan() & first.isnan())
             assert same.all(), f"{order} order differs from ascending in {int((~same).sum())}"
     log = take_log()
-    assert log and all(name.startswith(kernel) for name in log), log
+    assert log and set(log) == {kernel}
     return results[0] if len(results[0]) > 1 else results[0][0]
 
 
 def empty_like_layout(sizes, like: Tensor, dtype=None) -> Tensor:
-    """Of the memory format of ``like``."""
-    last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
+    """Dense, of the memory format of ``like``."""
+    last = like.stride(1) < like.stride(3)
     format = torch.channels_last if last else torch.contiguous_format
     return torch.empty(sizes, dtype=dtype or like.dtype).contiguous(memory_format=format)
 
@@ -107,3 +156,62 @@ def conv_direct(
             params.bias, params.bias_stride = b["bias"].pointer, bias.stride(0)
         call("conv_direct", ctypes.byref(params))
         return b["y"].tensor.clone()
+
+
+def pool_problem(x: Tensor, kernel, stride=None, padding=0, dilation=1, ceil_mode=False):
+    """By csrc/pool_problem.cpp."""
+    pairs = [kernel, kernel if stride is None else stride, padding, dilation]
+    settings = [i for v in pairs for i in ((v, v) if isinstance(v, int) else v)]
+    p = PoolProblem()
+    library().pool_problem(
+        (_I64 * 4)(*x.shape),
+        (_I64 * 9)(*settings, ceil_mode),
+        DTYPES.index(x.dtype),
+        ctypes.byref(p),
+    )
+    return p
+
+
+def _pool(name, p, x, index_dtype, right=True, order="ascending", seed=1):
+    sizes = (p.N, p.C, p.rows.out, p.cols.out)
+    y = empty_like_layout(sizes, x)
+    index = empty_like_layout(sizes, x, index_dtype) if index_dtype else None
+    with _run(right, order, seed, False, x=x, y=y, index=index) as b:
+        poison(b["y"].tensor)
+        if index is not None:
+            poison(b["index"].tensor)
+        views = (view(b[name]) for name in ("x", "y", "index"))
+        call(name, ctypes.byref(PoolParams(p, *views, INDEX_DTYPES.index(index_dtype))))
+        outputs = [b[name].tensor.clone() for name in ("y", "index") if b[name] is not None]
+        return tuple(outputs) if index_dtype else outputs[0]
+
+
+def max_pool(x: Tensor, *window, index_dtype=None, **run) -> Tensor | tuple[Tensor, Tensor]:
+    """``window`` as of torch's max_pool2d."""
+    return _pool("max_pool", pool_problem(x, *window), x, index_dtype, **run)
+
+
+def avg_pool(
+    x: Tensor,
+    kernel,
+    stride=None,
+    padding=0,
+    ceil_mode=False,
+    count_include_pad=True,
+    divisor_override=None,
+    **run,
+) -> Tensor:
+    p = pool_problem(x, kernel, stride, padding, 1, ceil_mode)
+    p.count_include_pad, p.divisor = count_include_pad, divisor_override or 0
+    return _pool("avg_pool", p, x, None, **run)
+
+
+def adaptive_avg_pool(x: Tensor, output_size, **run) -> Tensor:
+    p = PoolProblem()
+    library().adaptive_problem(
+        (_I64 * 4)(*x.shape),
+        *map(_I64, output_size),
+        DTYPES.index(x.dtype),
+        ctypes.byref(p),
+    )
+    return _pool("avg_pool", p, x, None, **run)

@@ -1,0 +1,11 @@
+#include "pool.cuh"
+
+namespace fastconv::cuda {
+
+Status launch_avg_pool(const PoolParams& params, void* stream) {
+  return for_dtype(params.p.dtype, [&](auto zero) {
+    return launch_avg_pool<decltype(zero)>(params, static_cast<Stream>(stream));
+  });
+}
+
+}  // namespace fastconv::cuda

@@ -1,0 +1,278 @@
+// Max and average pooling, bound by memory: a thread reads its window through the caches and writes
+// V channels of one output, 16 bytes where the layout has whole chunks of channels.
+//
+// Averages of large windows (global ones, say) share a window among the lanes of a block, whose
+// sums are added in a fixed order.
+#pragma once
+#include <math.h>
+
+#include <type_traits>
+
+#include "pool.h"
+#include "storage.cuh"
+
+namespace fastconv::cuda {
+
+// Budget: 64 registers for 4 blocks on an SM; no spills.
+constexpr int kPoolThreads = 256, kPoolBlocks = 4;
+
+struct NoIndex {};
+
+// Whether every operand has the channels of a pixel next to each other.
+inline bool pool_channels(const PoolParams& c) {
+  return c.x.stride[1] == 1 && c.y.stride[1] == 1 && c.p.C > 1 &&
+         (c.index_type == IndexType::none || c.index.stride[1] == 1);
+}
+
+// Outputs in the order of memory: channels innermost, V at a time, or columns.
+struct PoolOrder {
+  Axis chunks, channels, cols, rows;
+  bool last;  // channels are
+};
+template <int V>
+PoolOrder pool_order(const PoolParams& c) {
+  const PoolProblem& p = c.p;
+  return {make_axis(p.C / V), make_axis(p.C), make_axis(p.cols.out), make_axis(p.rows.out),
+          pool_channels(c)};
+}
+
+struct PoolPlace {
+  int64_t n, c, p, q;
+};
+template <int V>
+FASTCONV_DEVICE PoolPlace pool_place(const PoolOrder& order, int64_t i) {
+  PoolPlace at;
+  at.c = order.last ? take_remainder(i, order.chunks) * V : 0;
+  at.q = take_remainder(i, order.cols);
+  at.p = take_remainder(i, order.rows);
+  if (!order.last) at.c = take_remainder(i, order.channels);
+  at.n = i;
+  return at;
+}
+
+struct Taps {
+  int64_t origin;
+  int first, last;  // those of the window that lie inside the input: [first, last)
+};
+FASTCONV_DEVICE Taps taps_inside(const PoolAxis& a, int64_t p) {
+  Taps t;
+  t.origin = p * a.stride - a.pad;
+  const int64_t before = t.origin < 0 ? -t.origin : 0;
+  const int64_t end = t.origin < a.in ? a.in - t.origin : 0;
+  t.first = int(a.dil == 1 ? before : ceil_quotient(before, a.dil));
+  const int64_t last = a.dil == 1 ? end : ceil_quotient(end, a.dil);
+  t.last = int(last < a.k ? last : a.k);
+  return t;
+}
+
+// I is the index's storage; int64_t holds h * W + w, smaller ones r * S + s.
+template <class T, int V, class I>
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
+    max_pool(const PoolParams __grid_constant__ params, const PoolOrder __grid_constant__ order) {
+  constexpr bool kIndex = !std::is_same<I, NoIndex>::value;
+  constexpr int kAtOnce = 3;  // columns whose loads are under way together
+  using Vector = Chunk<T, V>;
+  const PoolAxis &rows = params.p.rows, &cols = params.p.cols;
+  const PoolPlace at = pool_place<V>(order, int64_t(blockIdx.x) * kPoolThreads + threadIdx.x);
+  if (at.n >= params.p.N) return;
+  const Taps r = taps_inside(rows, at.p), s = taps_inside(cols, at.q);
+  const bool empty = r.first >= r.last || s.first >= s.last;
+  const int S = int(cols.k);
+  Compute<T> best[V];
+  int place[V];
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    best[v] = -Compute<T>(INFINITY);
+    place[v] = empty ? 0 : r.first * S + s.first;
+  }
+  const int64_t step_r = rows.dil * params.x.stride[2], step_s = cols.dil * params.x.stride[3];
+  const T* row = element<T>(params.x, at.n, at.c, r.origin + r.first * rows.dil,
+                            s.origin + s.first * cols.dil);
+#pragma unroll 1
+  for (int i = r.first; i < r.last; ++i, row += step_r) {
+    const T* from = row;
+#pragma unroll 1
+    for (int j = s.first; j < s.last; j += kAtOnce) {
+      Vector values[kAtOnce];
+#pragma unroll
+      for (int e = 0; e < kAtOnce; ++e, from += step_s)
+        if (j + e < s.last) values[e] = ptx::ld_global(reinterpret_cast<const Vector*>(from));
+#pragma unroll
+      for (int e = 0; e < kAtOnce; ++e) {
+        if (j + e >= s.last) break;
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          const Compute<T> value = widen(values[e].at[v]);
+          const bool wins = value > best[v] || value != value;
+          best[v] = wins ? value : best[v];
+          if constexpr (kIndex) place[v] = wins ? i * S + j + e : place[v];
+        }
+      }
+    }
+  }
+  T out[V];
+#pragma unroll
+  for (int v = 0; v < V; ++v) out[v] = narrow<T>(best[v]);
+  store_all(const_cast<T*>(element<T>(params.y, at.n, at.c, at.p, at.q)), out);
+  if constexpr (kIndex) {
+    I index[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      if constexpr (sizeof(I) == 8) {
+        const int tap_r = place[v] / S, tap_s = place[v] - tap_r * S;
+        index[v] =
+            empty ? 0 : (r.origin + tap_r * rows.dil) * cols.in + s.origin + tap_s * cols.dil;
+      } else {
+        index[v] = I(place[v]);
+      }
+    }
+    store_all(const_cast<I*>(element<I>(params.index, at.n, at.c, at.p, at.q)), index);
+  }
+}
+
+struct Window {
+  int64_t first, last;  // places inside the input: [first, last)
+  int64_t counted;      // the axis' factor of the divisor
+};
+FASTCONV_DEVICE Window window_of(const PoolAxis& a, int64_t p, bool count_include_pad) {
+  Window w;
+  if (a.adaptive) {
+    w.first = quotient(p * a.in, a.out), w.last = ceil_quotient((p + 1) * a.in, a.out);
+    w.counted = w.last - w.first;
+    return w;
+  }
+  const int64_t origin = p * a.stride - a.pad, end = origin + a.k;
+  w.first = origin < 0 ? 0 : origin < a.in ? origin : a.in;
+  w.last = end < w.first ? w.first : end < a.in ? end : a.in;
+  const int64_t padded = end < a.in + a.pad ? end : a.in + a.pad;
+  w.counted = count_include_pad ? padded - origin : w.last - w.first;
+  return w;
+}
+
+// `lanes` threads, a power of two, share an output: neighbours in a block are neighbours in memory.
+template <class T, int V>
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
+    avg_pool(const PoolParams __grid_constant__ params, const PoolOrder __grid_constant__ order,
+             int lanes) {
+  using Sum = Compute<T>;
+  const PoolProblem& p = params.p;
+  const int t = threadIdx.x, outputs = kPoolThreads / lanes;
+  const int lane = order.last ? t / outputs : t % lanes,
+            output = order.last ? t % outputs : t / lanes;
+  const PoolPlace at = pool_place<V>(order, int64_t(blockIdx.x) * outputs + output);
+  const bool exists = at.n < p.N;
+  const Window h = window_of(p.rows, at.p, p.count_include_pad);
+  const Window w = window_of(p.cols, at.q, p.count_include_pad);
+  const int width = int(w.last - w.first);
+  const int height = exists && width > 0 ? int(h.last - h.first) : 0;
+
+  // A lane takes every lanes-th place; row and column advance without a division.
+  const int rows_on = width > 0 ? lanes / width : 0, columns_on = lanes - rows_on * width;
+  int row = width > 0 ? lane / width : 0, column = lane - row * width;
+  const T* from = element<T>(params.x, at.n, at.c, h.first, w.first);
+  Sum total[V] = {};
+#pragma unroll 1
+  while (row < height) {
+    Sum part[V] = {};  // of few terms, for the sake of float's error
+#pragma unroll 4
+    for (int i = 0; i < 16 && row < height; ++i) {
+      const auto values = ptx::ld_global(reinterpret_cast<const Chunk<T, V>*>(
+          from + row * params.x.stride[2] + column * params.x.stride[3]));
+#pragma unroll
+      for (int v = 0; v < V; ++v) part[v] += widen(values.at[v]);
+      row += rows_on, column += columns_on;
+      if (column >= width) column -= width, ++row;
+    }
+#pragma unroll
+    for (int v = 0; v < V; ++v) total[v] += part[v];
+  }
+
+  if (lanes > 1) {
+    const uint32_t sums = ptx::shared_address(shared_memory());
+    auto slot = [&](int v, int thread) {
+      return sums + (v * kPoolThreads + thread) * uint32_t(sizeof(Sum));
+    };
+#pragma unroll 1
+    for (int half = lanes / 2; half > 0; half /= 2) {
+      if (lane >= half && lane < 2 * half)
+#pragma unroll
+        for (int v = 0; v < V; ++v) ptx::st_shared(slot(v, t), total[v]);
+      __syncthreads();
+      if (lane < half)
+#pragma unroll
+        for (int v = 0; v < V; ++v)
+          total[v] += ptx::ld_shared<Sum>(slot(v, t + half * (order.last ? outputs : 1)));
+    }
+    if (lane > 0) return;
+  }
+  if (!exists) return;
+  const int64_t counted = h.counted * w.counted;
+  const Sum divisor = Sum(p.divisor != 0 ? p.divisor : counted > 1 ? counted : 1);
+  T out[V];
+#pragma unroll
+  for (int v = 0; v < V; ++v) out[v] = narrow<T>(total[v] / divisor);
+  store_all(const_cast<T*>(element<T>(params.y, at.n, at.c, at.p, at.q)), out);
+}
+
+// ---- Launches ----
+
+inline int64_t pool_outputs(const PoolProblem& p) { return p.N * p.C * p.rows.out * p.cols.out; }
+
+template <class T, int V, class I>
+Status launch_max_pool(const PoolParams& c, Stream stream) {
+  const char* index = sizeof(I) == 8 ? "_i64" : sizeof(I) == 4 ? "_i32" : "_u8";
+  static const KernelLabel label("max_pool_%s%s%s", kTypeName<T>, V > 1 ? "_x16" : "",
+                                 std::is_same<I, NoIndex>::value ? "" : index);
+  return launch_line(label.text, max_pool<T, V, I>, pool_outputs(c.p) / V, kPoolThreads,
+                     kPoolThreads, 0, stream, c, pool_order<V>(c));
+}
+
+// Wide accesses for what training and inference use; the caller's own indices are wide by nature.
+template <class T>
+Status launch_max_pool(const PoolParams& c, Stream stream) {
+  constexpr int V = 16 / sizeof(T);
+  const bool wide =
+      pool_channels(c) && whole_chunks(c.x, V, sizeof(T)) && whole_chunks(c.y, V, sizeof(T));
+  switch (c.index_type) {
+    case IndexType::none:
+      if (wide) return launch_max_pool<T, V, NoIndex>(c, stream);
+      return launch_max_pool<T, 1, NoIndex>(c, stream);
+    case IndexType::window8:
+      if (wide && whole_chunks(c.index, V, 1)) return launch_max_pool<T, V, uint8_t>(c, stream);
+      return launch_max_pool<T, 1, uint8_t>(c, stream);
+    case IndexType::window32: return launch_max_pool<T, 1, int32_t>(c, stream);
+    default: return launch_max_pool<T, 1, int64_t>(c, stream);
+  }
+}
+
+template <class T, int V>
+Status launch_avg_pool(const PoolParams& c, int lanes, Stream stream) {
+  static const KernelLabel label("avg_pool_%s%s", kTypeName<T>, V > 1 ? "_x16" : "");
+  const int bytes = lanes > 1 ? V * kPoolThreads * int(sizeof(Compute<T>)) : 0;
+  return launch_line(label.text, avg_pool<T, V>, pool_outputs(c.p) / V, kPoolThreads / lanes,
+                     kPoolThreads, bytes, stream, c, pool_order<V>(c), lanes);
+}
+
+// Lanes that share a window: none where it is small; as many as keep four places each, or 32 where
+// places lie next to each other in memory.
+inline int avg_pool_lanes(const PoolProblem& p, bool channels) {
+  auto extent = [](const PoolAxis& a) { return a.adaptive ? (a.in + a.out - 1) / a.out : a.k; };
+  if (p.rows.out == 0 || p.cols.out == 0) return 1;
+  const int64_t places = extent(p.rows) * extent(p.cols);
+  if (places < 32) return 1;
+  int lanes = 32;
+  while (channels && 4 * lanes > places) lanes /= 2;
+  return lanes;
+}
+
+template <class T>
+Status launch_avg_pool(const PoolParams& c, Stream stream) {
+  constexpr int V = 16 / sizeof(T);
+  const bool channels = pool_channels(c);
+  const int lanes = avg_pool_lanes(c.p, channels);
+  if (channels && whole_chunks(c.x, V, sizeof(T)) && whole_chunks(c.y, V, sizeof(T)))
+    return launch_avg_pool<T, V>(c, lanes, stream);
+  return launch_avg_pool<T, 1>(c, lanes, stream);
+}
+
+}  // namespace fastconv::cuda

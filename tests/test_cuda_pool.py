@@ -1,0 +1,155 @@
+"""Pooling's CUDA kernels under the emulator, against torch and the float64 references.
+
+Each runs in every order of its fibers, on poisoned and guarded buffers (``simt.every_order``).
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from emulator import simt
+from emulator.simt import DTYPES, dtype_id, tensor
+
+from fastconv.testing import reference
+from fastconv.testing.compare import assert_good
+
+LAYOUTS = pytest.mark.parametrize("layout", ["nchw", "nhwc", "nhwc sliced"])
+POOLED = (2, 16, 9, 14)  # whole 16-byte chunks of channels
+ODD = (2, 11, 9, 14)
+
+# (kernel, stride, padding, dilation, ceil_mode): overlapping, disjoint, gapped, dilated
+WINDOWS = [
+    ((3, 2), (2, 1), (1, 1), 1, False),
+    (2, None, 0, 1, False),
+    ((2, 3), (3, 5), 0, 1, True),
+    ((2, 3), 1, (1, 0), (3, 2), False),
+    ((5, 7), (1, 2), (2, 3), 1, True),
+]
+
+
+def grid(cases):
+    """Every dtype with the first case, two in turn with the others."""
+    first = [(cases[0], dtype) for dtype in DTYPES]
+    return first + [(c, DTYPES[i % 2 + j]) for i, c in enumerate(cases[1:]) for j in (0, 2)]
+
+
+def grid_id(value):
+    return dtype_id(value) if isinstance(value, torch.dtype) else str(value).replace(", ", ",")
+
+
+def wide(x):
+    """The end of a kernel's name where it takes 16 bytes of channels at a time."""
+    n = 16 // x.itemsize
+    whole = (
+        x.stride(1) == 1 and x.shape[1] % n == 0 and all(x.stride(i) % n == 0 for i in (0, 2, 3))
+    )
+    return "_x16" if whole else ""
+
+
+INDEX_NAMES = {torch.uint8: "_u8", torch.int32: "_i32", torch.int64: "_i64"}
+
+
+def flat_index(index, x, kernel, stride, padding, dilation, _):
+    """Indices within the plane of indices within the window."""
+    (sh, sw), (ph, pw), (dh, dw) = map(reference.pair, (stride or kernel, padding, dilation))
+    p, q = torch.arange(index.shape[2])[:, None], torch.arange(index.shape[3])
+    r, s = index.long() // reference.pair(kernel)[1], index.long() % reference.pair(kernel)[1]
+    return (p * sh - ph + r * dh) * x.shape[3] + q * sw - pw + s * dw
+
+
+@LAYOUTS
+@pytest.mark.parametrize(("window", "dtype"), grid(WINDOWS), ids=grid_id)
+def test_max_pool(window, layout, dtype):
+    for size, kind in ((POOLED, torch.uint8), (ODD, torch.int32), (ODD, torch.int64)):
+        x = tensor(size, dtype, layout).mul_(4).round_().div_(4)  # with ties
+        truth, places = reference.max_pool2d(x, *window, return_indices=True)
+        kernel = f"max_pool_{simt.NAMES[dtype]}"
+        kernel += wide(x) * (kind == torch.uint8)
+        y = simt.every_order(
+            simt.max_pool, x, *window, kernel=f"max_pool_{simt.NAMES[dtype]}{wide(x)}"
+        )
+        assert torch.equal(y.double(), truth)
+        y, index = simt.every_order(
+            simt.max_pool, x, *window, index_dtype=kind, kernel=kernel + INDEX_NAMES[kind]
+        )
+        assert torch.equal(y.double(), truth)
+        flat = index if kind == torch.int64 else flat_index(index, x, *window)
+        assert torch.equal(flat, places)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=dtype_id)
+def test_max_pool_nan_infinity_and_ties(layout, dtype):
+    choice = torch.tensor([torch.nan, torch.inf, -torch.inf, -torch.inf, 1.0, 1.0], dtype=dtype)
+    x = tensor(POOLED, dtype, layout).copy_(choice[torch.randint(6, POOLED)])
+    x[0, :, :5] = -torch.inf
+    for window in WINDOWS:
+        y, index = simt.max_pool(x, *window, index_dtype=torch.uint8)
+        expected, places = F.max_pool2d(x.double(), *window, return_indices=True)
+        torch.testing.assert_close(y.double(), expected, equal_nan=True, rtol=0, atol=0)
+        assert torch.equal(flat_index(index, x, *window), places)
+        assert torch.equal(simt.max_pool(x, *window, index_dtype=torch.int64)[1], places)
+
+
+def test_max_pool_of_padding_alone():
+    """Dilation can put every place of a window outside: -inf, index 0."""
+    x = tensor((1, 8, 5, 2), torch.float32)
+    window = (2, 1, 1, 3)
+    y, index = simt.every_order(
+        simt.max_pool, x, *window, index_dtype=torch.int64, kernel="max_pool_f32_i64"
+    )
+    truth, places = reference.max_pool2d(x, *window, return_indices=True)
+    assert y.isinf().all() and torch.equal(y.double(), truth) and torch.equal(index, places)
+
+
+def averages(window):
+    kernel, stride, padding, _, ceil_mode = window
+    for count in (True, False):
+        yield (kernel, stride, padding, ceil_mode, count, None)
+    yield (kernel, stride, padding, ceil_mode, True, -3)
+
+
+@LAYOUTS
+@pytest.mark.parametrize(("window", "dtype"), grid([w for w in WINDOWS if w[3] == 1]), ids=grid_id)
+def test_avg_pool(window, layout, dtype):
+    for size, arguments in zip((POOLED, ODD, POOLED), averages(window), strict=True):
+        x = tensor(size, dtype, layout)
+        kernel = f"avg_pool_{simt.NAMES[dtype]}{wide(x)}"
+        y = simt.every_order(simt.avg_pool, x, *arguments, kernel=kernel)
+        truth = reference.avg_pool2d(x, *arguments)
+        assert_good(y, F.avg_pool2d(x, *arguments), truth, dtype, name=str(arguments))
+
+
+@LAYOUTS
+@pytest.mark.parametrize(
+    ("output", "dtype"), grid([(1, 1), (4, 5), (1, 7), (12, 20), (2, 1)]), ids=grid_id
+)
+def test_adaptive_avg_pool(output, layout, dtype):
+    for size in (POOLED, ODD):
+        x = tensor(size, dtype, layout)
+        kernel = f"avg_pool_{simt.NAMES[dtype]}{wide(x)}"
+        y = simt.every_order(simt.adaptive_avg_pool, x, output, kernel=kernel)
+        truth = reference.adaptive_avg_pool2d(x, output)
+        assert_good(y, F.adaptive_avg_pool2d(x, output), truth, dtype)
+
+
+def test_pooling_nothing():
+    x = tensor(POOLED, torch.float32)
+    assert simt.adaptive_avg_pool(x, (0, 3)).shape == (2, 16, 0, 3)
+    assert simt.max_pool(x[:0], 2).shape == (0, 16, 4, 7)
+
+
+@LAYOUTS
+def test_global_avg_pool_of_a_large_plane(layout):
+    x = tensor((1, 4, 61, 157), torch.float32, layout) + 100
+    y = simt.adaptive_avg_pool(x, (1, 1))
+    expected = F.adaptive_avg_pool2d(x, 1)
+    assert_good(y, expected, reference.global_avg_pool2d(x), torch.float32)
+
+
+@LAYOUTS
+def test_avg_pool_of_what_is_not_finite(layout):
+    x = tensor(POOLED, torch.float32, layout)
+    x[0, 3, 4, 5], x[1, 0, 0, 0], x[1, 7, 8, 13] = torch.nan, torch.inf, -torch.inf
+    for arguments in averages(WINDOWS[0]):
+        expected = F.avg_pool2d(x, *arguments)
+        torch.testing.assert_close(simt.avg_pool(x, *arguments), expected, equal_nan=True)
