@@ -5,6 +5,6 @@
 
 namespace fastconv::cuda {
 
-Status launch_add(const PairJob& job, void* stream);
+Status launch_add(const PairJob& job, Stream stream);
 
 }  // namespace fastconv::cuda

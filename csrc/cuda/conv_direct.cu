@@ -2,7 +2,7 @@
 
 namespace fastconv::cuda {
 
-Status launch_conv_direct(const DirectParams& params, void* stream) {
+Status launch_conv_direct(const DirectParams& params, Stream stream) {
   return for_dtype(params.p.dtype,
                    [&](auto zero) { return launch_direct<decltype(zero)>(params, stream); });
 }

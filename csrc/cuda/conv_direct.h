@@ -18,6 +18,6 @@ struct DirectParams {
 // channels would be mostly empty. Counted (loads of each form per product), not measured.
 constexpr int64_t kDirectTileChannels = 16;
 
-Status launch_conv_direct(const DirectParams& params, void* stream);
+Status launch_conv_direct(const DirectParams& params, Stream stream);
 
 }  // namespace fastconv::cuda

@@ -2,7 +2,7 @@
 
 namespace fastconv::cuda {
 
-Status launch_max_pool(const PoolParams& params, void* stream) {
+Status launch_max_pool(const PoolJob& params, Stream stream) {
   return for_dtype(params.p.dtype, [&](auto zero) {
     return launch_max_pool<decltype(zero)>(params, static_cast<Stream>(stream));
   });

@@ -12,10 +12,9 @@ struct Cuda {
     const PoolProblem& p = job.p;
     if (p.N * p.C * p.rows.out * p.cols.out == 0) return;
     const OnDevice on(device_of(operand));
-    const PoolParams params = {p, job.x, job.y, job.index, job.index_type};
     switch (kernel) {
-      case PoolKernel::max: return must(launch_max_pool(params, on.place().stream), p);
-      case PoolKernel::avg: return must(launch_avg_pool(params, on.place().stream), p);
+      case PoolKernel::max: return must(launch_max_pool(job, on.place().stream), p);
+      case PoolKernel::avg: return must(launch_avg_pool(job, on.place().stream), p);
       default: fail("fastconv: the gradients of pooling are not written for CUDA yet");
     }
   }

@@ -19,7 +19,7 @@ constexpr int kPoolThreads = 256, kPoolBlocks = 4;
 struct NoIndex {};
 
 // Whether every operand has the channels of a pixel next to each other.
-inline bool pool_channels(const PoolParams& c) {
+inline bool pool_channels(const PoolJob& c) {
   return c.x.stride[1] == 1 && c.y.stride[1] == 1 && c.p.C > 1 &&
          (c.index_type == IndexType::none || c.index.stride[1] == 1);
 }
@@ -30,7 +30,7 @@ struct PoolOrder {
   bool last;  // channels are
 };
 template <int V>
-PoolOrder pool_order(const PoolParams& c) {
+PoolOrder pool_order(const PoolJob& c) {
   const PoolProblem& p = c.p;
   return {make_axis(p.C / V), make_axis(p.C), make_axis(p.cols.out), make_axis(p.rows.out),
           pool_channels(c)};
@@ -68,7 +68,7 @@ FASTCONV_DEVICE Taps taps_inside(const PoolAxis& a, int64_t p) {
 // I is the index's storage; int64_t holds h * W + w, smaller ones r * S + s.
 template <class T, int V, class I>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
-    max_pool(const PoolParams __grid_constant__ params, const PoolOrder __grid_constant__ order) {
+    max_pool(const PoolJob __grid_constant__ params, const PoolOrder __grid_constant__ order) {
   constexpr bool kIndex = !std::is_same<I, NoIndex>::value;
   constexpr int kAtOnce = 3;  // columns whose loads are under way together
   using Vector = Chunk<T, V>;
@@ -152,7 +152,7 @@ FASTCONV_DEVICE Window window_of(const PoolAxis& a, int64_t p, bool count_includ
 // `lanes` threads, a power of two, share an output: neighbours in a block are neighbours in memory.
 template <class T, int V>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
-    avg_pool(const PoolParams __grid_constant__ params, const PoolOrder __grid_constant__ order,
+    avg_pool(const PoolJob __grid_constant__ params, const PoolOrder __grid_constant__ order,
              int lanes) {
   using Sum = Compute<T>;
   const PoolProblem& p = params.p;
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
 inline int64_t pool_outputs(const PoolProblem& p) { return p.N * p.C * p.rows.out * p.cols.out; }
 
 template <class T, int V, class I>
-Status launch_max_pool(const PoolParams& c, Stream stream) {
+Status launch_max_pool(const PoolJob& c, Stream stream) {
   const char* index = sizeof(I) == 8 ? "_i64" : sizeof(I) == 4 ? "_i32" : "_u8";
   static const KernelLabel label("max_pool_%s%s%s", kTypeName<T>, V > 1 ? "_x16" : "",
                                  std::is_same<I, NoIndex>::value ? "" : index);
@@ -229,7 +229,7 @@ Status launch_max_pool(const PoolParams& c, Stream stream) {
 
 // Wide accesses for what training and inference use; the caller's own indices are wide by nature.
 template <class T>
-Status launch_max_pool(const PoolParams& c, Stream stream) {
+Status launch_max_pool(const PoolJob& c, Stream stream) {
   constexpr int V = 16 / sizeof(T);
   const bool wide =
       pool_channels(c) && whole_chunks(c.x, V, sizeof(T)) && whole_chunks(c.y, V, sizeof(T));
@@ -246,7 +246,7 @@ Status launch_max_pool(const PoolParams& c, Stream stream) {
 }
 
 template <class T, int V>
-Status launch_avg_pool(const PoolParams& c, int lanes, Stream stream) {
+Status launch_avg_pool(const PoolJob& c, int lanes, Stream stream) {
   static const KernelLabel label("avg_pool_%s%s", kTypeName<T>, V > 1 ? "_x16" : "");
   const int bytes = lanes > 1 ? V * kPoolThreads * int(sizeof(Compute<T>)) : 0;
   return launch_line(label.text, avg_pool<T, V>, pool_outputs(c.p) / V, kPoolThreads / lanes,
@@ -266,7 +266,7 @@ inline int avg_pool_lanes(const PoolProblem& p, bool channels) {
 }
 
 template <class T>
-Status launch_avg_pool(const PoolParams& c, Stream stream) {
+Status launch_avg_pool(const PoolJob& c, Stream stream) {
   constexpr int V = 16 / sizeof(T);
   const bool channels = pool_channels(c);
   const int lanes = avg_pool_lanes(c.p, channels);

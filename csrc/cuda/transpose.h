@@ -10,6 +10,6 @@ struct TransposeParams {
   DType dtype;
 };
 
-Status launch_transpose(const TransposeParams& params, void* stream);
+Status launch_transpose(const TransposeParams& params, Stream stream);
 
 }  // namespace fastconv::cuda

@@ -20,10 +20,10 @@ EXPORT void adaptive_problem(const int64_t size[4], int64_t out_h, int64_t out_w
                              PoolProblem* out) {
   *out = make_adaptive_problem("pool", size, out_h, out_w, DType(dtype));
 }
-EXPORT const char* max_pool(const PoolParams* params) {
+EXPORT const char* max_pool(const PoolJob* params) {
   return launch_max_pool(*params, nullptr).error;
 }
-EXPORT const char* avg_pool(const PoolParams* params) {
+EXPORT const char* avg_pool(const PoolJob* params) {
   return launch_avg_pool(*params, nullptr).error;
 }
 

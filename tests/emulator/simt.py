@@ -56,13 +56,14 @@ class PoolProblem(ctypes.Structure):
     ]
 
 
-class PoolParams(ctypes.Structure):
-    """PoolParams of csrc/cuda/pool.h."""
+class PoolJob(ctypes.Structure):
+    """PoolJob of csrc/pool_problem.h."""
 
     _fields_ = [
         ("p", PoolProblem),
         *((name, View) for name in ("x", "y", "index")),
         ("index_type", ctypes.c_int32),
+        *((name, ctypes.c_bool) for name in ("max", "grad")),
     ]
 
 
@@ -181,7 +182,7 @@ def _pool(name, p, x, index_dtype, right=True, order="ascending", seed=1):
         if index is not None:
             poison(b["index"].tensor)
         views = (view(b[name]) for name in ("x", "y", "index"))
-        call(name, ctypes.byref(PoolParams(p, *views, INDEX_DTYPES.index(index_dtype))))
+        call(name, ctypes.byref(PoolJob(p, *views, INDEX_DTYPES.index(index_dtype))))
         outputs = [b[name].tensor.clone() for name in ("y", "index") if b[name] is not None]
         return tuple(outputs) if index_dtype else outputs[0]
 
