@@ -3,6 +3,8 @@
 A run of the whole suite fails if a planner row or register tile never ran in it.
 """
 
+import sys
+
 import pytest
 import torch
 
@@ -10,6 +12,18 @@ from fastconv import _C
 
 _C.set_poison(True)
 EXECUTED = pytest.StashKey[dict[str, bool]]()
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def backend(request):
+    """Every backend that runs here: the CPU's, and CUDA's in the emulator."""
+    if request.param == "cpu":
+        yield
+        return
+    from emulator.ops import emulated_cuda
+
+    with emulated_cuda():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +52,16 @@ def _never_ran(config) -> list[str]:
     return [name for name, ran in config.stash[EXECUTED].items() if whole and not ran]
 
 
+def _executed():
+    emulated = sys.modules.get("emulator.ops")  # of a process that ran it
+    return [*_C.executed(), *(emulated.executed() if emulated else ())]
+
+
 def pytest_sessionfinish(session):
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["executed"] = _C.executed()
+        session.config.workeroutput["executed"] = _executed()
         return
-    _merge(session.config, _C.executed())
+    _merge(session.config, _executed())
     if _never_ran(session.config) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

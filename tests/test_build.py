@@ -75,16 +75,73 @@ def test_the_checked_compiler_is_the_one_used(setup_py, monkeypatch, tmp_path):
 
 def test_every_source_is_compiled_with_its_flags(setup_py):
     names = setup_py("x86_64")
-    assert set(names["sources"]()) == {p for p in CSRC if p.endswith(".cpp")}
+    compiled = {p for p in CSRC if p.endswith((".cpp", ".cu"))}
+    assert set(names["sources"](cuda=True)) == compiled
+    assert set(names["sources"]()) == {p for p in compiled if "/cuda/" not in p}
     # An ISA's file without flags would compile for the baseline and say nothing.
     assert set(names["ISA_FLAGS"]) == ISA_FILES - {"isa_baseline.cpp"}
 
 
 def test_other_processors_leave_the_x86_files_out(setup_py):
     names = setup_py("aarch64")
-    left_out = {p for p in CSRC if p.endswith(".cpp")} - set(names["sources"]())
+    compiled = {p for p in CSRC if p.endswith((".cpp", ".cu"))}
+    left_out = compiled - set(names["sources"](cuda=True))
     assert not names["X86"]
     assert {Path(p).name for p in left_out} == ISA_FILES - {"isa_baseline.cpp"}
+
+
+@pytest.fixture
+def toolkit(tmp_path):
+    """A folder that looks like a CUDA toolkit."""
+    for part in ("bin/nvcc", "include/cuda_runtime_api.h"):
+        (tmp_path / "cuda" / part).parent.mkdir(parents=True)
+        (tmp_path / "cuda" / part).touch(mode=0o755)
+    return tmp_path / "cuda"
+
+
+def test_the_toolkit_is_found_behind_a_wrapper_of_nvcc(setup_py, monkeypatch, toolkit, tmp_path):
+    wrapper = tmp_path / "path" / "nvcc"
+    wrapper.parent.mkdir()
+    wrapper.write_text(f"#!/bin/sh\necho '#$ TOP={toolkit}' >&2\n")
+    wrapper.chmod(0o755)
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    names = setup_py("x86_64")
+    monkeypatch.setattr(
+        names["Path"], "exists", lambda p, e=Path.exists: "usr" not in p.parts and e(p)
+    )
+    monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+    assert names["find_cuda"]() == toolkit.resolve()
+
+
+def test_cuda_home_comes_first_and_can_be_refused(setup_py, monkeypatch, toolkit):
+    names = setup_py("x86_64")
+    monkeypatch.setenv("CUDA_HOME", str(toolkit))
+    assert names["wanted_cuda"]() == toolkit.resolve()
+    monkeypatch.setenv("FASTCONV_CUDA", "0")
+    assert names["wanted_cuda"]() is None
+    monkeypatch.setenv("FASTCONV_CUDA", "yes")
+    with pytest.raises(SystemExit, match="0 or 1"):
+        names["wanted_cuda"]()
+
+
+def test_cuda_that_is_insisted_on_and_missing_is_an_error(setup_py, monkeypatch):
+    names = setup_py("x86_64")
+    monkeypatch.setitem(names["wanted_cuda"].__globals__, "find_cuda", lambda: None)
+    monkeypatch.setenv("FASTCONV_CUDA", "1")
+    with pytest.raises(SystemExit, match="CUDA_HOME"):
+        names["wanted_cuda"]()
+
+
+def test_architectures(setup_py, monkeypatch):
+    architectures = setup_py("x86_64")["architectures"]
+    monkeypatch.setenv("FASTCONV_CUDA_ARCHS", "86;90a")
+    options = " ".join(architectures())
+    assert "code=sm_86" in options and "compute_90a,code=sm_90a" in options
+    assert "arch=compute_86,code=compute_86" in options
+    monkeypatch.setenv("FASTCONV_CUDA_ARCHS", "sm_80")
+    with pytest.raises(SystemExit, match="80;90a"):
+        architectures()
 
 
 def test_the_source_distribution_has_every_source(tmp_path):

@@ -1,33 +1,60 @@
-"""The CUDA backend's ops for CPU tensors: ``with fastconv.backend("cuda-emulated")`` after load."""
+"""The CUDA backend's ops for CPU tensors: its torch side, planner, launchers and kernels, emulated."""
 
+from __future__ import annotations
+
+import contextlib
 import ctypes
 import functools
+from collections.abc import Iterator
 
 import torch
 
+import fastconv
 from fastconv.ops import registry
 
-from . import configure, library
+from . import configure, library, take_log
 
-NAME = "cuda-emulated"
+NAME = "emulated cuda"
+# (arch, streaming multiprocessors, bytes of shared memory of each). Four multiprocessors, so that
+# small problems fill it and large tiles are chosen too.
+SMALL_H100 = (90, 4, 228 << 10)
 
 
 @functools.cache
-def load() -> None:
-    """Registers the backend; outputs are poisoned before a kernel writes them."""
+def _load() -> None:
     torch.ops.load_library(library()._name)
     registry.NAMESPACES[NAME] = "fastconv_emulated"
     library().emulated_poison(1)
-    configure(any_memory=True)
 
 
-def executed() -> dict[str, bool]:
+@contextlib.contextmanager
+def emulated_cuda(
+    gpu: tuple[int, int, int] = SMALL_H100, order: str = "random", seed: int = 1
+) -> Iterator[list[str]]:
+    """Within it fastconv's ops on CPU tensors run as on the GPU described, outputs poisoned.
+
+    Yields the names of the kernels launched, which stand in it after the block.
+    """
+    _load()
+    library().emulated_gpu(*gpu)
+    configure(order, seed, arch=gpu[0], any_memory=True)
+    take_log()
+    log: list[str] = []
+    try:
+        with fastconv.backend(NAME):
+            yield log
+    finally:
+        log += take_log()
+        configure()
+
+
+def executed() -> list[tuple[str, bool]]:
     """Planner rows of the CUDA backend, and whether each has run in this process."""
-    rows, name = {}, ctypes.c_char_p()
+    rows, name = [], ctypes.c_char_p()
     for index in range(1000):
         ran = library().emulated_row(index, ctypes.byref(name))
         if ran < 0:
             break
         if name.value is not None:
-            rows[f"cuda {name.value.decode()} forward"] = bool(ran & 1)
+            rows.append((f"cuda {name.value.decode()} forward", bool(ran & 1)))
     return rows
