@@ -1,4 +1,4 @@
-"""The CUDA backend's ops for CPU tensors: its torch side, planner, launchers and kernels, emulated."""
+"""The CUDA backend for CPU tensors: torch side, planner, launchers and kernels, emulated."""
 
 from __future__ import annotations
 
