@@ -1,4 +1,5 @@
-// Launcher of residual add and the activation's gradient.
+// Launcher of the residual add and of an activation's gradient, for callers that are not compiled
+// by nvcc.
 #pragma once
 #include "../pair_job.h"
 #include "status.h"

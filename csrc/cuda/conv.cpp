@@ -1,6 +1,7 @@
 // Torch side of the convolution on CUDA: tensors to the parameters of the chosen kernel.
 #include "../conv_op.h"
 #include "../plan.h"
+#include "add.h"
 #include "conv1x1.h"
 #include "conv_direct.h"
 #include "conv_implicit_gemm.h"
@@ -27,6 +28,34 @@ int64_t pixel_stride(const View& v, int64_t element) {
   return rows && aligned ? pixel : 0;
 }
 
+// Elements from one channel's plane to the next where pixels are dense within it, else 0.
+int64_t plane_stride(const View& v) {
+  const bool dense = (v.size[3] == 1 || v.stride[3] == 1) &&
+                     (v.size[2] == 1 || v.stride[2] == v.size[3] * v.stride[3]);
+  return dense ? (v.size[1] == 1 ? v.size[2] * v.size[3] : v.stride[1]) : 0;
+}
+
+// Copies into a tensor of another layout, one of the two being rows of channels without gaps.
+void copy_layout(const View& from, const View& to, DType dtype, Stream stream) {
+  const int32_t element = int32_t(element_bytes(dtype));
+  const int64_t N = from.size[0], C = from.size[1], pixels = from.size[2] * from.size[3];
+  TransposeParams t = {from.data, to.data, N, 0, 0, from.stride[0], 0, to.stride[0], 0, element};
+  Status status;
+  if (plane_stride(from) && pixel_stride(to, element)) {
+    t.rows = C, t.columns = pixels;
+    t.from_row = plane_stride(from), t.to_row = pixel_stride(to, element);
+    status = launch_transpose(t, stream);
+  } else if (pixel_stride(from, element) && plane_stride(to)) {
+    t.rows = pixels, t.columns = C;
+    t.from_row = pixel_stride(from, element), t.to_row = plane_stride(to);
+    status = launch_transpose(t, stream);
+  } else {  // any strides: the gradient of no activation is a copy
+    status =
+        launch_add({from, from, to, dtype, Activation::none, true, false, N * C * pixels}, stream);
+  }
+  check_launch(status, "a copy of a tensor of size ", shape(from.size, 4));
+}
+
 // A tensor as rows of channels: itself where it is, else a copy; `gaps` between pixels may be
 // forbidden. `keep` owns the copy.
 struct Pixels {
@@ -35,12 +64,12 @@ struct Pixels {
   int64_t pixel;
 };
 
-Pixels as_pixels(const Tensor& t, const View& v, DType dtype, bool gaps, void* stream) {
+Pixels as_pixels(const Tensor& t, const View& v, DType dtype, bool gaps, Stream stream) {
   const int64_t pixel = pixel_stride(v, element_bytes(dtype));
   if (pixel && (gaps || pixel == v.size[1])) return {t, v, pixel};
   const Tensor copy = empty4(t, v.size, true, dtype);
   const View to = view_of(copy, "fastconv", "copy");
-  check_launch(launch_transpose({v, to, dtype}, stream), "a tensor of size ", shape(v.size, 4));
+  copy_layout(v, to, dtype, stream);
   return {copy, to, v.size[1]};
 }
 
@@ -66,18 +95,18 @@ const void* dense_bias(const Call& c, OptionalTensor& keep) {
   const void* data = c.bias->const_data_ptr();
   const int64_t stride = c.bias->stride(0);
   if ((stride == 1 || c.p.K == 1) && reinterpret_cast<uintptr_t>(data) % 16 == 0) return data;
-  const View v = {const_cast<void*>(data), {c.p.K, 1, 1, 1}, {stride, 1, 1, 1}};
+  const View v = {const_cast<void*>(data), {1, c.p.K, 1, 1}, {1, stride, 1, 1}};
   const int64_t size[1] = {c.p.K}, dense[1] = {1};
   keep = empty(*c.bias, 1, size, dense, torch_dtype(c.p.dtype));
-  const View to = {keep->mutable_data_ptr(), {c.p.K, 1, 1, 1}, {1, 1, 1, 1}};
-  check_launch(launch_transpose({v, to, c.p.dtype}, c.place.stream), "a bias");
+  const View to = {keep->mutable_data_ptr(), {1, c.p.K, 1, 1}, {1, 1, 1, 1}};
+  copy_layout(v, to, c.p.dtype, c.place.stream);
   return to.data;
 }
 
 // On tensor cores: everything as rows of channels, weights K R S C.
 void run_gemm(const Call& c, bool pointwise, Math math) {
   const ConvProblem& p = c.p;
-  void* stream = c.place.stream;
+  const Stream stream = c.place.stream;
   auto pixels = [&](const Tensor& t, const char* name, bool gaps = true) {
     return as_pixels(t, view_of(t, "conv2d", name), p.dtype, gaps, stream);
   };
@@ -105,7 +134,7 @@ void run_gemm(const Call& c, bool pointwise, Math math) {
   const ConvParams params = make_conv_params(p, at, tile.splits, tile.split_depth);
   c.must(pointwise ? launch_conv1x1(params, math, tile.tile, stream)
                    : launch_conv_implicit_gemm(params, math, tile.tile, stream));
-  if (result) c.must(launch_transpose({y, wanted, p.dtype}, stream));
+  if (result) copy_layout(y, wanted, p.dtype, stream);
 }
 
 void run_direct(const Call& c) {

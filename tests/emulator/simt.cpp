@@ -1,7 +1,9 @@
 // The product's launchers of the kernels outside the tensor-core mainloop, for ctypes (simt.py).
+#include "../../csrc/cuda/add.h"
 #include "../../csrc/cuda/conv_direct.h"
 #include "../../csrc/cuda/dialect.cuh"
 #include "../../csrc/cuda/pool.h"
+#include "../../csrc/cuda/transpose.h"
 #include "../../csrc/pool_problem.cpp"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -25,6 +27,12 @@ EXPORT const char* max_pool(const PoolJob* params) {
 }
 EXPORT const char* avg_pool(const PoolJob* params) {
   return launch_avg_pool(*params, nullptr).error;
+}
+EXPORT const char* add(const PairJob* job) { return launch_add(*job, nullptr).error; }
+EXPORT const char* transpose(const void* from, void* to, int64_t N, int64_t C, int64_t pixels,
+                             int32_t element_bytes, int32_t last) {
+  const auto make = last ? to_channels_last : to_channels_first;
+  return launch_transpose(make(from, to, N, C, pixels, element_bytes), nullptr).error;
 }
 
 }  // namespace fastconv::cuda

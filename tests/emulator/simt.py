@@ -8,6 +8,8 @@ import ctypes
 import torch
 from torch import Tensor
 
+from fastconv.ops.sizes import ACTIVATIONS
+
 from . import Buffer, buffers, configure, kernels, library, take_log
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # DType of csrc/problem.h
@@ -64,6 +66,17 @@ class PoolJob(ctypes.Structure):
         *((name, View) for name in ("x", "y", "index")),
         ("index_type", ctypes.c_int32),
         *((name, ctypes.c_bool) for name in ("max", "grad")),
+    ]
+
+
+class PairJob(ctypes.Structure):
+    """PairJob of csrc/pair_job.h."""
+
+    _fields_ = [
+        *((name, View) for name in ("a", "b", "out")),
+        *((name, ctypes.c_int32) for name in ("dtype", "activation")),
+        *((name, ctypes.c_bool) for name in ("grad", "dense")),
+        ("total", _I64),
     ]
 
 
@@ -216,3 +229,30 @@ def adaptive_avg_pool(x: Tensor, output_size, **run) -> Tensor:
         ctypes.byref(p),
     )
     return _pool("avg_pool", p, x, None, **run)
+
+
+def add(
+    name: str, a: Tensor, b: Tensor, activation=None, right=True, order="ascending", seed=1
+) -> Tensor:
+    """``name``: residual_add (the output has a's layout) or activation_grad (b's)."""
+    out = empty_like_layout(a.shape, a if name == "residual_add" else b)
+    with _run(right, order, seed, False, a=a, b=b, out=out) as buffers:
+        poison(buffers["out"].tensor)
+        views = (view(buffers[name]) for name in ("a", "b", "out"))
+        codes = DTYPES.index(a.dtype), ACTIVATIONS[activation]
+        call("add", ctypes.byref(PairJob(*views, *codes, name == "activation_grad")))
+        return buffers["out"].tensor.clone()
+
+
+def transpose(
+    x: Tensor, last: bool, right=True, order="ascending", seed=1, count_banks=False
+) -> Tensor:
+    """A dense tensor in the other memory format."""
+    format = torch.channels_last if last else torch.contiguous_format
+    y = torch.empty(x.shape, dtype=x.dtype).contiguous(memory_format=format)
+    n, c, h, w = x.shape
+    with _run(right, order, seed, count_banks, x=x, y=y) as b:
+        poison(b["y"].tensor)
+        pointers = (_P(b[name].pointer) for name in ("x", "y"))
+        call("transpose", *pointers, _I64(n), _I64(c), _I64(h * w), x.itemsize, last)
+        return b["y"].tensor.clone()

@@ -1,0 +1,95 @@
+// Transposes the matrices of a batch (channels by pixels, or pixels by channels) through shared
+// memory: both sides are read and written along their rows, without bank conflicts.
+//
+// Images of up to four channels have a tile of their own, 4 x 256.
+#pragma once
+#include "storage.cuh"
+#include "transpose.h"
+
+namespace fastconv::cuda {
+
+constexpr int kTransposeThreads = 256;
+
+struct TransposeTiles {
+  Axis columns, rows;
+};
+
+// The long side of a tile lies along a row of shared memory, whose pitch puts what a warp
+// reads across the rows into different banks.
+template <class Word, int kRows, int kColumns>
+struct TransposeTile {
+  static constexpr int kShort = kRows < kColumns ? kRows : kColumns;
+  static constexpr int kLong = kRows < kColumns ? kColumns : kRows;
+  static constexpr int kLanes = sizeof(Word) == 8 ? 16 : 32;  // that are served together
+  static constexpr int kPitch = kLong + (kShort == 4 ? kLanes / 4 : sizeof(Word) == 2 ? 2 : 1);
+  static constexpr int kSharedBytes = kShort * kPitch * int(sizeof(Word));
+
+  static FASTCONV_DEVICE uint32_t at(int row, int column) {
+    const int place = kColumns >= kRows ? row * kPitch + column : column * kPitch + row;
+    return place * uint32_t(sizeof(Word));
+  }
+};
+
+template <class Word, int kRows, int kColumns>
+__global__ void __launch_bounds__(kTransposeThreads)
+    transpose(const TransposeParams __grid_constant__ p,
+              const TransposeTiles __grid_constant__ tiles) {
+  using Tile = TransposeTile<Word, kRows, kColumns>;
+  constexpr int kEach = kRows * kColumns / kTransposeThreads;
+  const uint32_t shared = ptx::shared_address(shared_memory());
+  int64_t image = blockIdx.x;
+  const int64_t column0 = take_remainder(image, tiles.columns) * kColumns;
+  const int64_t row0 = take_remainder(image, tiles.rows) * kRows;
+  const int64_t rows = p.rows - row0, columns = p.columns - column0;
+  const int t = threadIdx.x;
+  {
+    const int column = t % kColumns, row = t / kColumns;
+    const Word* from = static_cast<const Word*>(p.from) + image * p.from_image +
+                       (row0 + row) * p.from_row + column0 + column;
+    Word values[kEach];
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int next = i * (kTransposeThreads / kColumns);
+      if (row + next < rows && column < columns)
+        values[i] = ptx::ld_global(from + next * p.from_row);
+    }
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int next = row + i * (kTransposeThreads / kColumns);
+      if (next < rows && column < columns)
+        ptx::st_shared(shared + Tile::at(next, column), values[i]);
+    }
+  }
+  __syncthreads();
+  const int row = t % kRows, column = t / kRows;
+  Word* to =
+      static_cast<Word*>(p.to) + image * p.to_image + (column0 + column) * p.to_row + row0 + row;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int next = i * (kTransposeThreads / kRows);
+    if (column + next < columns && row < rows)
+      ptx::st_global(to + next * p.to_row,
+                     ptx::ld_shared<Word>(shared + Tile::at(row, column + next)));
+  }
+}
+
+// ---- Launches ----
+
+template <class Word, int kRows, int kColumns>
+Status launch_transpose(const TransposeParams& p, Stream stream) {
+  static const KernelLabel label("transpose_%dx%d_%d", kRows, kColumns, 8 * int(sizeof(Word)));
+  const int64_t tiles_r = (p.rows + kRows - 1) / kRows;
+  const int64_t tiles_c = (p.columns + kColumns - 1) / kColumns;
+  return launch_line(label.text, transpose<Word, kRows, kColumns>, p.images * tiles_r * tiles_c, 1,
+                     kTransposeThreads, TransposeTile<Word, kRows, kColumns>::kSharedBytes, stream,
+                     p, TransposeTiles{make_axis(tiles_c), make_axis(tiles_r)});
+}
+
+template <class Word>
+Status launch_transpose(const TransposeParams& p, Stream stream) {
+  if (p.rows <= 4) return launch_transpose<Word, 4, 256>(p, stream);
+  if (p.columns <= 4) return launch_transpose<Word, 256, 4>(p, stream);
+  return launch_transpose<Word, 32, 32>(p, stream);
+}
+
+}  // namespace fastconv::cuda
