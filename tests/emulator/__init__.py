@@ -88,7 +88,7 @@ def _build(folder: Path) -> Path:
             digest.update(path.read_bytes())
         flags = [*FLAGS, *(TORCH_FLAGS if source in TORCH_SOURCES else ())]
         digest.update(" ".join([*flags, torch.__version__]).encode())
-        place = "_".join(source.relative_to(ROOT).with_suffix("").parts)
+        place = "_".join(source.relative_to(ROOT).parts)
         made = folder / f"{place}-{digest.hexdigest()[:16]}.o"
         if not made.exists():
             for old in folder.glob(f"{place}-????????????????.o"):

@@ -4,7 +4,7 @@
 #include "../../csrc/cuda/dialect.cuh"
 #include "../../csrc/cuda/pool.h"
 #include "../../csrc/cuda/transpose.h"
-#include "../../csrc/pool_problem.cpp"
+#include "../../csrc/pool_problem.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
