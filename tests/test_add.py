@@ -28,6 +28,7 @@ def torch_sum(x, y, activation):
     return reference.activate(x + y, activation)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layouts", ["nchw nchw", "nhwc nhwc", "nhwc nchw", "sliced expanded"])
@@ -42,6 +43,7 @@ def test_sum(layouts, dtype, activation):
     assert actual.is_contiguous(memory_format=wanted)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("size", [(1, 64, 113, 57), (3, 1, 1, 1), (1, 3, 5, 1), (2, 17, 1, 3)])
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_sizes_of_one_and_of_many_blocks(size, layout):
@@ -49,12 +51,14 @@ def test_sizes_of_one_and_of_many_blocks(size, layout):
     assert torch.equal(fastconv.residual_add(x, y, "relu"), torch.relu(x + y))
 
 
+@pytest.mark.usefixtures("backend")
 def test_empty_batch_and_three_dimensions():
     x = operand("nchw")
     assert fastconv.residual_add(x[:0], x[:0], "relu").shape == (0, *SIZE[1:])
     assert torch.equal(fastconv.residual_add(x[0], x[1]), x[0] + x[1])
 
 
+@pytest.mark.usefixtures("backend")
 def test_nan_and_infinity_as_torch():
     x = operand("nchw")
     x.view(-1)[:4] = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0])
@@ -142,6 +146,7 @@ def test_compile_and_vmap():
     torch.testing.assert_close(per_sample, mapped * (1 - mapped))
 
 
+@pytest.mark.usefixtures("backend")
 def test_errors():
     x = operand("nchw")
     with pytest.raises(RuntimeError, match=r"\[2, 5, 7, 9\].*\[2, 5, 7, 8\]"):

@@ -175,6 +175,7 @@ def test_random_problems(n, groups, cg, kg, h, w, r, s, sh, sw, ph, pw, dh, dw, 
     assert tuple(fake.shape[2:]) == tuple(sizes)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("kernel", [(3, 3), (2, 5), (4, 1)])
 @pytest.mark.parametrize("padding", ["same", "valid"])
@@ -214,6 +215,7 @@ def test_expanded_gradient_and_memory_format():
     assert dx.shape == x2.shape and dx.isfinite().all()
 
 
+@pytest.mark.usefixtures("backend")
 def test_conv1x1_convolve2d_and_unbatched_input():
     x, w = torch.randn(5, 7, 9, dtype=torch.float64), torch.randn(8, 5, dtype=torch.float64)
     expected = F.conv2d(x, w[:, :, None, None], stride=2)
@@ -231,6 +233,7 @@ def test_empty_batch_has_gradients():
     assert x.grad.shape == x.shape and (w.grad == 0).all()
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("layout", ("nchw", "channels_last"))
 @pytest.mark.parametrize("case", ["direct 3x3", "1x1", "depthwise", "depthwise strided"])
@@ -244,6 +247,7 @@ def test_a_bad_value_reaches_the_outputs_that_read_it(case, layout, bad):
     assert torch.equal(actual[actual.isfinite()], clean[actual.isfinite()])
 
 
+@pytest.mark.usefixtures("backend")
 def test_relu_keeps_nan():
     x = torch.full((1, 1, 2, 3), float("nan"))
     assert fastconv.conv2d(x, torch.ones(1, 1, 1, 1), activation="relu").isnan().all()

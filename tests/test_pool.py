@@ -48,6 +48,7 @@ def same_layout(a, b):
     assert a.stride() == b.stride()
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
@@ -65,6 +66,7 @@ def test_max_pool(window, dtype, layout):
     same_layout(places, index)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("window", [w for w in WINDOWS if w[3] == 1], ids=str)
@@ -78,6 +80,7 @@ def test_avg_pool(window, dtype, layout):
         same_layout(y, expected)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [1, (1,), (4, 5), (None, 3), (9, 14), (12, 20), (1, 7)], ids=str)
@@ -88,6 +91,7 @@ def test_adaptive_avg_pool(size, dtype, layout):
     assert_good(y, expected, reference.adaptive_avg_pool2d(x, size), dtype)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_global_avg_of_a_large_plane(layout):
     x = tensor(layout, torch.float32, (1, 3, 301, 257)) + 100
@@ -174,6 +178,7 @@ def test_gradient_of_large_windows(kernel, layout):
     torch.testing.assert_close(*grads)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nan_infinity_and_ties(layout):
     choice = torch.tensor([torch.nan, torch.inf, -torch.inf, -torch.inf, 1.0, 1.0])
@@ -324,6 +329,7 @@ def test_threads_do_not_change_a_bit():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.usefixtures("backend")
 def test_arguments_as_torch_reads_them():
     x = tensor("nchw")
     expected = F.max_pool2d(x, 2)
@@ -333,6 +339,7 @@ def test_arguments_as_torch_reads_them():
     assert fastconv.adaptive_avg_pool2d(x, (0, 3)).shape == (2, 11, 0, 3)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(
     ("error", "words", "call"),
     [
