@@ -89,9 +89,8 @@ struct TileStore {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
       const int m = first + 16 * i + pass * kRowsAtOnce;
-      const bool valid = inside && m < params.M;
       ptx::cp_async<16>(ahead + (i % 2 * kPasses + pass) * 512,
-                        residual + (valid ? m * params.at.residual_pixel + k : 0), valid);
+                        residual + m * params.at.residual_pixel + k, inside && m < params.M);
     }
     ptx::cp_async_commit_group();
   }
