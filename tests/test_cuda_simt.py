@@ -25,13 +25,16 @@ def conv_reference(function, x, w, bias, residual, activation=None, padding=(0, 
     return reference.activate(y if residual is None else y + residual, activation)
 
 
-def conv_operands(x, w, dtype, layouts=("nhwc",) * 3, bias=True, residual=True, **settings):
+def conv_operands(
+    x, w, dtype, layouts=("nhwc",) * 3, residual=True, strided_bias=False, **settings
+):
     p = simt.kernels.problem(x, w, **settings)
     depth = w[1] * w[2] * w[3]
+    stride = 2 if strided_bias else 1
     return (
         tensor(x, dtype, layouts[0]),
         tensor(w, dtype, layouts[1], depth**-0.5),
-        torch.randn(2 * p.K).to(dtype)[::2] if bias else None,
+        torch.randn(stride * p.K).to(dtype)[::stride],
         tensor((p.N, p.K, p.P, p.Q), dtype, layouts[2]) if residual else None,
     )
 
@@ -63,7 +66,7 @@ DIRECT = [
 @pytest.mark.parametrize("case", DIRECT, ids=lambda c: f"{c[0]} {c[1]}".replace(", ", ","))
 def test_conv_direct(case, dtype):
     x, w, settings, layouts = case
-    given = conv_operands(x, w, dtype, layouts, **settings)
+    given = conv_operands(x, w, dtype, layouts, strided_bias=True, **settings)
     narrow = "_narrow" if w[0] // settings.get("groups", 1) < 16 else ""
     check_conv(simt.conv_direct, f"conv_direct{narrow}", given, dtype, **settings)
 
@@ -107,3 +110,62 @@ def test_conv_direct_beyond_32_bits():
         w = tensor((k, 2, 3, 2), torch.float16)
         y = simt.conv_direct(x, w, y=tensor((1, k, 2, 2), torch.float16, "nchw"))
         assert_good(y, F.conv2d(x, w), reference.conv2d(x, w), torch.float16)
+
+
+# ---- conv_depthwise ----
+
+HALF = (torch.float16, torch.bfloat16)
+# Columns in constants (end of the name), then any width, then groups of 2 and 4, then odd channels.
+DEPTHWISE = [
+    ((2, 24, 9, 11), (24, 1, 3, 3), dict(padding=(1, 1), activation="relu"), "width3_stride1"),
+    ((2, 16, 9, 12), (16, 1, 2, 3), dict(padding=(2, 0), stride=(1, 2)), "width3_stride2"),
+    ((1, 264, 5, 7), (264, 1, 1, 5), dict(padding=(1, 3)), "width5_stride1"),
+    ((1, 8, 11, 13), (8, 1, 7, 7), dict(padding=(3, 2, 1, 4), dilation=(2, 1)), "width7_stride1"),
+    ((2, 24, 9, 14), (24, 1, 3, 3), dict(padding=(1, 3), dilation=(1, 3)), "groups1"),
+    ((1, 16, 19, 21), (16, 1, 15, 17), dict(padding=(7, 8), stride=(2, 3)), "groups1"),
+    ((2, 24, 7, 9), (24, 2, 3, 2), dict(groups=12, padding=(1, 1), stride=(2, 1)), "groups2"),
+    ((2, 24, 7, 9), (24, 4, 3, 3), dict(groups=6, activation="sigmoid"), "groups4"),
+    ((2, 13, 7, 9), (13, 1, 3, 3), dict(padding=(1, 1), stride=(1, 2)), "x1_groups1"),
+]
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, *HALF), ids=dtype_id)
+@pytest.mark.parametrize("case", DEPTHWISE, ids=lambda c: f"{c[0]} {c[1]}".replace(", ", ","))
+def test_conv_depthwise(case, dtype):
+    x, w, settings, name = case
+    settings = dict(groups=x[1], **settings) if "groups" not in settings else settings
+    given = conv_operands(x, w, dtype, **settings)
+    y = simt.every_order(simt.conv_nhwc, "conv_depthwise", *given, kernel=name, **settings)
+    double = [None if t is None else t.double() for t in given]
+    truth = conv_reference(reference.conv2d, *double, **settings)
+    assert_good(y, conv_reference(F.conv2d, *given, **settings), truth, dtype)
+
+
+def test_conv_depthwise_slices_and_refusals():
+    x, y = tensor((1, 40, 5, 7), torch.float16), tensor((1, 56, 5, 7), torch.float16)
+    w = tensor((24, 1, 3, 3), torch.float16)
+    out = simt.conv_nhwc("conv_depthwise", x[:, 8:32], w, y=y[:, 16:40], padding=(1, 1), groups=24)
+    truth = reference.conv2d(x[:, 8:32], w, padding=1, groups=24)
+    assert_good(out, F.conv2d(x[:, 8:32], w, padding=1, groups=24), truth, torch.float16)
+    for sizes, words in (
+        (((1, 24, 5, 5), (48, 1, 3, 3), 24), "differ in number"),
+        (((1, 24, 5, 5), (24, 3, 3, 3), 8), "other than 1, 2 or 4"),
+        (((1, 12, 5, 5), (12, 4, 3, 3), 3), "whole 16-byte chunks"),
+        (((1, 8, 60, 60), (8, 1, 60, 60), 8), "larger than shared memory"),
+    ):
+        x, w = tensor(sizes[0], torch.float16), tensor(sizes[1], torch.float16)
+        with pytest.raises(RuntimeError, match=words):
+            simt.conv_nhwc("conv_depthwise", x, w, groups=sizes[2])
+
+
+@pytest.mark.parametrize("case", [DEPTHWISE[0], DEPTHWISE[4], DEPTHWISE[7]], ids=lambda c: c[3])
+def test_conv_depthwise_leaves_padding_out(case):
+    x, w, settings, _ = case
+    settings = dict(settings, padding=(2, 2), groups=x[1] // w[1], activation=None)
+    x, w, _, _ = conv_operands(x, w, torch.float32, **settings)
+    y = simt.conv_nhwc("conv_depthwise", x, w, **settings)
+    w[:, 0, 0, 0], w[:, 0, 2, 2] = torch.inf, torch.inf  # only ever reach the padding's neighbours
+    infinite = simt.conv_nhwc("conv_depthwise", x, w, **settings)
+    corner = infinite[:, :, 0, -1]  # its taps (0, 0) and (2, 2) are outside
+    assert corner.isfinite().all() and infinite.isinf().any()
+    assert torch.equal(corner, y[:, :, 0, -1])

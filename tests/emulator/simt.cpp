@@ -1,5 +1,6 @@
 // The product's launchers of the kernels outside the tensor-core mainloop, for ctypes (simt.py).
 #include "../../csrc/cuda/add.h"
+#include "../../csrc/cuda/conv_depthwise.h"
 #include "../../csrc/cuda/conv_direct.h"
 #include "../../csrc/cuda/dialect.cuh"
 #include "../../csrc/cuda/pool.h"
@@ -12,6 +13,11 @@ namespace fastconv::cuda {
 
 EXPORT const char* conv_direct(const DirectParams* params) {
   return launch_conv_direct(*params, nullptr).error;
+}
+EXPORT const char* conv_depthwise(const ConvProblem* problem, const ConvOperands* at) {
+  if (const char* refusal = depthwise_refusal(*problem)) return refusal;
+  return launch_conv_depthwise(make_conv_params(*problem, *at, 1, 0), problem->dtype, nullptr)
+      .error;
 }
 
 EXPORT void pool_problem(const int64_t size[4], const PoolSettings* settings, int32_t dtype,
