@@ -13,6 +13,9 @@ from emulator.ops import emulated_cuda
 from test_conv import CASES, DTYPES, LAYOUTS, make, values
 
 import fastconv
+from fastconv.models import alexnet, lenet, nin, vgg16
+from fastconv.models.googlenet import Inception
+from fastconv.models.resnet import BasicBlock, Bottleneck
 from fastconv.testing.compare import assert_good
 
 
@@ -46,6 +49,7 @@ KERNELS = {
     "conv1x1_f16": ((2, 24, 7, 9, 40, 1, 1, (2, 1), (0, 0), (1, 1), 1), torch.float16),
     "conv_implicit_gemm_bf16": ((1, 16, 9, 7, 24, 3, 3, (1, 2), (1, 1), (1, 1), 1), torch.bfloat16),
     "conv_implicit_gemm_f32": ((1, 12, 9, 7, 24, 3, 2, (1, 1), (1, 0), (2, 1), 1), torch.float32),
+    "conv_depthwise": ((1, 24, 9, 7, 24, 3, 3, (1, 2), (1, 1), (1, 1), 24), torch.float16),
     "conv_direct": ((1, 5, 9, 7, 6, 3, 3, (1, 1), (1, 1), (1, 1), 1), torch.float64),
 }
 
@@ -57,3 +61,41 @@ def test_fused_in_the_kernel_that_is_meant(kernel, layout, activation):
     case, dtype = KERNELS[kernel]
     log = forward(case, dtype, layout, activation, fused=True)
     assert any(kernel in name for name in log), log
+
+
+def _downsampled(block, inputs, planes):
+    """A residual block that halves the image."""
+    shortcut = torch.nn.Sequential(
+        fastconv.nn.Conv2d(inputs, planes * block.expansion, 1, stride=2, bias=False),
+        torch.nn.BatchNorm2d(planes * block.expansion),
+    )
+    return block(inputs, planes, stride=2, downsample=shortcut)
+
+
+# LeNet whole, one block of each other network; the size of its input.
+PARTS = {
+    "lenet": (lambda: lenet(), (2, 1, 28, 28)),
+    "alexnet": (lambda: alexnet().features[:3], (1, 3, 47, 39)),
+    "vgg": (lambda: vgg16().features[:5], (1, 3, 14, 10)),
+    "nin": (lambda: nin()[2], (1, 96, 7, 6)),
+    "googlenet": (lambda: Inception(192, 64, 96, 128, 16, 32, 32), (1, 192, 7, 6)),
+    "resnet basic": (lambda: BasicBlock(64, 64), (1, 64, 9, 7)),
+    "resnet bottleneck": (lambda: _downsampled(Bottleneck, 64, 32), (1, 64, 9, 7)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("part", PARTS)
+def test_networks(part, dtype):
+    make_part, size = PARTS[part]
+    module, x = make_part().eval(), torch.randn(size)
+    with torch.no_grad():
+        truth = module.double()(x.to(dtype).double())
+        module, x = module.to(dtype), x.to(dtype)
+        theirs = module(x)
+        with emulated_cuda() as log:
+            ours = module(x)
+    assert log
+    # Tensor cores round their sums toward zero, so that the errors of layers in float32 (3xTF32) add
+    # up where those of round-to-nearest partly cancel.
+    assert_good(ours, theirs, truth, dtype, factor=4 if dtype == torch.float32 else 2)

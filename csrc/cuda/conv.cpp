@@ -3,6 +3,7 @@
 #include "../plan.h"
 #include "add.h"
 #include "conv1x1.h"
+#include "conv_depthwise.h"
 #include "conv_direct.h"
 #include "conv_implicit_gemm.h"
 #include "op.h"
@@ -103,38 +104,68 @@ const void* dense_bias(const Call& c, OptionalTensor& keep) {
   return to.data;
 }
 
-// On tensor cores: everything as rows of channels, weights K R S C.
+// The operands as rows of channels, weights K R S C; what had to be copied lives as long as this.
+struct Rows {
+  Pixels x, w;
+  std::optional<Pixels> residual;
+  OptionalTensor bias, result, partial;
+  View y, wanted;
+  ConvOperands at;
+
+  explicit Rows(const Call& c)
+      : x(pixels(c, c.input, "input")), w(pixels(c, c.weight, "weight", false)) {
+    if (c.residual) residual = pixels(c, *c.residual, "residual");
+    y = wanted = view_of(c.output, "conv2d", "output");
+    int64_t y_pixel = pixel_stride(y, element_bytes(c.p.dtype));
+    if (!y_pixel) {
+      result = empty4(c.output, y.size, true, c.p.dtype);
+      y = view_of(*result, "conv2d", "output");
+      y_pixel = c.p.K;
+    }
+    at = {x.view.data,
+          w.view.data,
+          dense_bias(c, bias),
+          residual ? residual->view.data : nullptr,
+          y.data,
+          nullptr,
+          x.pixel,
+          y_pixel,
+          residual ? residual->pixel : 0};
+  }
+
+  // To the output, where the kernel wrote elsewhere.
+  void finish(const Call& c) const {
+    if (result) copy_layout(y, wanted, c.p.dtype, c.place.stream);
+  }
+
+ private:
+  static Pixels pixels(const Call& c, const Tensor& t, const char* name, bool gaps = true) {
+    return as_pixels(t, view_of(t, "conv2d", name), c.p.dtype, gaps, c.place.stream);
+  }
+};
+
+// On tensor cores.
 void run_gemm(const Call& c, bool pointwise, Math math) {
   const ConvProblem& p = c.p;
-  const Stream stream = c.place.stream;
-  auto pixels = [&](const Tensor& t, const char* name, bool gaps = true) {
-    return as_pixels(t, view_of(t, "conv2d", name), p.dtype, gaps, stream);
-  };
-  const Pixels x = pixels(c.input, "input"), w = pixels(c.weight, "weight", false);
-  OptionalTensor bias, result;
-  std::optional<Pixels> r;
-  if (c.residual) r = pixels(*c.residual, "residual");
-  View y = view_of(c.output, "conv2d", "output");
-  const View wanted = y;
-  if (!pixel_stride(y, element_bytes(p.dtype))) {
-    result = empty4(c.output, y.size, true, p.dtype);
-    y = view_of(*result, "conv2d", "output");
-  }
+  Rows rows(c);
   const TileChoice tile = choose_tile(p, math, c.place.gpu);
   check(tile.tile >= 0, "conv2d: no tile of this GPU takes the problem");
-  ConvOperands at = {
-      x.view.data, w.view.data, dense_bias(c, bias), r ? r->view.data : nullptr, y.data, nullptr,
-      x.pixel,     p.K,         r ? r->pixel : 0};
-  OptionalTensor partial;
   if (tile.splits > 1) {
     const int64_t size[1] = {tile.splits * p.N * p.P * p.Q * p.K}, dense[1] = {1};
-    partial = empty(c.input, 1, size, dense, aoti_torch_dtype_float32());
-    at.partial = static_cast<float*>(partial->mutable_data_ptr());
+    rows.partial = empty(c.input, 1, size, dense, aoti_torch_dtype_float32());
+    rows.at.partial = static_cast<float*>(rows.partial->mutable_data_ptr());
   }
-  const ConvParams params = make_conv_params(p, at, tile.splits, tile.split_depth);
-  c.must(pointwise ? launch_conv1x1(params, math, tile.tile, stream)
-                   : launch_conv_implicit_gemm(params, math, tile.tile, stream));
-  if (result) copy_layout(y, wanted, p.dtype, stream);
+  const ConvParams params = make_conv_params(p, rows.at, tile.splits, tile.split_depth);
+  c.must(pointwise ? launch_conv1x1(params, math, tile.tile, c.place.stream)
+                   : launch_conv_implicit_gemm(params, math, tile.tile, c.place.stream));
+  rows.finish(c);
+}
+
+void run_depthwise(const Call& c) {
+  const Rows rows(c);
+  const ConvParams params = make_conv_params(c.p, rows.at, 1, 0);
+  c.must(launch_conv_depthwise(params, c.p.dtype, c.place.stream));
+  rows.finish(c);
 }
 
 void run_direct(const Call& c) {
@@ -167,7 +198,8 @@ Tensor conv2d_cuda(const Tensor& input, const Tensor& weight, const OptionalTens
   switch (row.algorithm) {
     case Algorithm::conv1x1: run_gemm(call, true, math); break;
     case Algorithm::implicit_gemm: run_gemm(call, false, math); break;
-    default: run_direct(call);
+    case Algorithm::depthwise: run_depthwise(call); break;
+    case Algorithm::direct: run_direct(call);
   }
   return output;
 }

@@ -2,7 +2,7 @@
 
 namespace fastconv::cuda {
 
-Status launch_conv_depthwise(const ConvParams& params, DType dtype, void* stream) {
+Status launch_conv_depthwise(const ConvParams& params, DType dtype, Stream stream) {
   switch (dtype) {
     case DType::f32: return launch_depthwise<float>(params, stream);
     case DType::bf16: return launch_depthwise<bf16>(params, stream);

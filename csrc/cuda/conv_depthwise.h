@@ -1,10 +1,9 @@
 // Launcher of the depthwise convolution, for callers that are not compiled by nvcc.
 #pragma once
 #include "conv_params.h"
+#include "status.h"
 
 namespace fastconv::cuda {
-
-struct Status;
 
 constexpr int64_t kDepthwiseSharedBytes = 48 << 10;  // for the weights of a block
 
@@ -25,6 +24,6 @@ inline const char* depthwise_refusal(const ConvProblem& p) {
   return nullptr;
 }
 
-Status launch_conv_depthwise(const ConvParams& params, DType dtype, void* stream);
+Status launch_conv_depthwise(const ConvParams& params, DType dtype, Stream stream);
 
 }  // namespace fastconv::cuda
