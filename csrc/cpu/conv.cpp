@@ -93,7 +93,7 @@ void run(TapConv job, const PlanRow& row, Direction direction) {
       fold_pixels(job, {job.xs, job.ys, job.residual ? job.rs : job.ys});
       return run_direct(job);
     case Algorithm::depthwise: return run_depthwise(job);
-    case Algorithm::direct: return run_direct(job);
+    default: return run_direct(job);
   }
 }
 
