@@ -1,4 +1,4 @@
-#include "conv_direct.cuh"
+#include "../conv_direct.cuh"
 
 namespace fastconv::cuda {
 

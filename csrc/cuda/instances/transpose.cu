@@ -1,4 +1,4 @@
-#include "transpose.cuh"
+#include "../transpose.cuh"
 
 namespace fastconv::cuda {
 

@@ -1,4 +1,4 @@
-#include "pool.cuh"
+#include "../pool.cuh"
 
 namespace fastconv::cuda {
 

@@ -1,4 +1,4 @@
-#include "add.cuh"
+#include "../add.cuh"
 
 namespace fastconv::cuda {
 

@@ -1,4 +1,4 @@
-#include "conv_depthwise.cuh"
+#include "../conv_depthwise.cuh"
 
 namespace fastconv::cuda {
 
