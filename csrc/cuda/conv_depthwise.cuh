@@ -128,7 +128,8 @@ __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocks)
   const int chunk = first_chunk + local;
   if (chunk >= grid.all) return;
   const int step = grid.chunks * int(sizeof(Vector));  // from one vector of weights to the next
-  const T* bias = p.at.bias != nullptr ? static_cast<const T*>(p.at.bias) + chunk * V : nullptr;
+  const T* bias_at = static_cast<const T*>(p.at.bias);
+  const auto bias = chunk_or_zero<T, V>(bias_at != nullptr ? bias_at + chunk * V : nullptr);
 #pragma unroll 1
   for (int strip = blockIdx.x * grid.strips_at_once + threadIdx.x / grid.chunks; strip < grid.total;
        strip += gridDim.x * grid.strips_at_once) {
@@ -155,8 +156,8 @@ __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocks)
       if (q + j >= p.Q) break;
       const T* residual = static_cast<const T*>(p.at.residual);
       if (residual != nullptr) residual += (pixel + j) * p.at.residual_pixel + chunk * V;
-      finish_chunk<T>(acc[j], bias, residual, p.activation,
-                      static_cast<T*>(p.at.y) + (pixel + j) * p.at.y_pixel + chunk * V);
+      finish_chunk(acc[j], bias, chunk_or_zero<T, V>(residual), p.activation,
+                   static_cast<T*>(p.at.y) + (pixel + j) * p.at.y_pixel + chunk * V);
     }
   }
 }

@@ -28,10 +28,11 @@ template <class T>
 FASTCONV_DEVICE void finish_output(const DirectParams& c, Compute<T> v, int64_t n, int64_t k,
                                    int64_t p, int64_t q) {
   const T* bias = static_cast<const T*>(c.bias);
-  Compute<T> acc[1] = {v};
-  finish_chunk<T, 1>(acc, bias != nullptr ? bias + k * c.bias_stride : nullptr,
-                     c.residual.data != nullptr ? element<T>(c.residual, n, k, p, q) : nullptr,
-                     c.p.activation, const_cast<T*>(element<T>(c.y, n, k, p, q)));
+  const T* residual = c.residual.data != nullptr ? element<T>(c.residual, n, k, p, q) : nullptr;
+  const Compute<T> acc[1] = {v};
+  finish_chunk(acc, chunk_or_zero<T, 1>(bias != nullptr ? bias + k * c.bias_stride : nullptr),
+               chunk_or_zero<T, 1>(residual), c.p.activation,
+               const_cast<T*>(element<T>(c.y, n, k, p, q)));
 }
 
 // The axes of an output's linear index.

@@ -39,11 +39,5 @@ FASTCONV_DEVICE void finish_chunk(const Compute<T> (&acc)[N], const Chunk<T, N>&
     out.at[i] = narrow<T>(activate(acc[i] + widen(bias.at[i]) + widen(residual.at[i]), activation));
   ptx::st_global(reinterpret_cast<Chunk<T, N>*>(y), out);
 }
-// The same; bias and residual point at the same channels, or are null.
-template <class T, int N>
-FASTCONV_DEVICE void finish_chunk(const Compute<T> (&acc)[N], const T* bias, const T* residual,
-                                  Activation activation, T* y) {
-  finish_chunk<T, N>(acc, chunk_or_zero<T, N>(bias), chunk_or_zero<T, N>(residual), activation, y);
-}
 
 }  // namespace fastconv::cuda
