@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from . import _C
+
 BACKENDS = ("cpu", "cuda", "triton")
 # Backend -> the namespace of torch.ops that holds its raw ops, where it is not the device's own.
 NAMESPACES: dict[str, str] = {}
@@ -33,14 +35,16 @@ def backend(name: str) -> Iterator[None]:
     """Within it, ops of this thread run on the named backend, and so do their gradients.
 
     Args:
-        name: "cpu"; "cuda" and "triton" are not built yet.
+        name: "cpu" or "cuda", whose tensors must be on that device; "triton" is not written yet.
 
     Raises:
         ValueError: an unknown name. NotImplementedError: a backend this build does not have.
+        RuntimeError: by an op within it, for a tensor of another device.
     """
     if name not in BACKENDS and name not in NAMESPACES:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
-    if name != "cpu" and name not in NAMESPACES:
+    built = name == "cpu" or name in NAMESPACES or (name == "cuda" and _C.cuda)
+    if not built:
         raise NotImplementedError(f"fastconv was built without the {name} backend")
     with chosen(name):
         yield

@@ -89,7 +89,9 @@ class Op:
         return self.raw(*args)
 
     def _on(self, backend: str) -> Callable:
-        """The op on a backend that is not the device's own; eager only."""
+        """The op on a backend that was chosen; those that are not a device's own are eager only."""
+        if backend not in NAMESPACES:
+            return self._of_device
         if backend not in self.elsewhere:
             raw = getattr(getattr(torch.ops, NAMESPACES[backend]), self.name + "_raw").default
             save, backward = self.gradient
@@ -98,8 +100,16 @@ class Op:
         return self.elsewhere[backend]
 
     def __call__(self, *args):
-        if current_backend() in NAMESPACES:
-            return self._on(current_backend())(*args)
+        if (backend := current_backend()) is None:
+            return self._of_device(*args)
+        if backend in ("cpu", "cuda") and args[0].device.type not in (backend, "meta"):
+            raise RuntimeError(
+                f"{self.name}: the backend {backend!r} was chosen, but the first operand is on "
+                f"{args[0].device}"
+            )
+        return self._on(backend)(*args)
+
+    def _of_device(self, *args):
         if torch.compiler.is_compiling():
             return self.public(*args)
         if torch._C._functorch.peek_interpreter_stack() is not None:
