@@ -2,6 +2,7 @@
 #include "../../csrc/cuda/add.h"
 #include "../../csrc/cuda/conv_depthwise.h"
 #include "../../csrc/cuda/conv_direct.h"
+#include "../../csrc/cuda/conv_stem.h"
 #include "../../csrc/cuda/dialect.cuh"
 #include "../../csrc/cuda/pool.h"
 #include "../../csrc/cuda/transpose.h"
@@ -17,6 +18,12 @@ EXPORT const char* conv_direct(const DirectParams* params) {
 EXPORT const char* conv_depthwise(const ConvProblem* problem, const ConvOperands* at) {
   if (const char* refusal = depthwise_refusal(*problem)) return refusal;
   return launch_conv_depthwise(make_conv_params(*problem, *at, 1, 0), problem->dtype, nullptr)
+      .error;
+}
+EXPORT const char* conv_stem(const ConvProblem* problem, const ConvOperands* at, int32_t math,
+                             int32_t most_blocks) {
+  if (const char* refusal = stem_refusal(*problem, Math(math))) return refusal;
+  return launch_conv_stem(make_conv_params(*problem, *at, 1, 0), Math(math), most_blocks, nullptr)
       .error;
 }
 

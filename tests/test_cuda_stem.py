@@ -1,0 +1,123 @@
+"""The convolution of few input channels under the emulator, against float64.
+
+Each case runs in every order of its fibers, on poisoned and guarded buffers (``simt.every_order``).
+"""
+
+import emulator
+import pytest
+import torch
+from emulator import kernels, simt
+from test_cuda_kernels import round_tf32
+from test_cuda_simt import conv_operands, conv_reference
+
+from fastconv.testing import reference
+from fastconv.testing.compare import assert_good, relative_rms
+
+# Tiles are 8 x 16 pixels; name ends with the channels of a block in half precision.
+STEMS = [
+    # ResNet's and GoogLeNet's; AlexNet's; LeNet's, whose channels are not whole chunks.
+    ((1, 3, 23, 37), (64, 3, 7, 7), dict(stride=(2, 2), padding=(3, 3), activation="relu"), 64),
+    ((1, 3, 47, 71), (40, 3, 11, 11), dict(stride=(4, 4), padding=(2, 2)), 32),
+    ((2, 1, 13, 21), (6, 1, 5, 5), dict(activation="sigmoid"), 64),
+    # An odd stride and odd channels: pixels begin at odd elements. VGG's.
+    ((2, 3, 10, 19), (72, 3, 3, 3), dict(padding=(1, 1)), 64),
+    ((1, 3, 9, 40), (13, 3, 2, 4), dict(stride=(1, 3), padding=(0, 5, 2, 1)), 64),
+    ((2, 4, 9, 12), (24, 4, 3, 5), dict(stride=(1, 3), padding=(4, 3)), 64),
+    ((1, 2, 11, 23), (16, 2, 4, 3), dict(stride=(2, 1), padding=(1, 0, 2, 3)), 64),
+    ((3, 3, 5, 7), (8, 3, 1, 1), dict(stride=(2, 1)), 64),
+]
+
+
+def stem_id(case):
+    return f"{case[0]} {case[1]}".replace(", ", ",")
+
+
+@pytest.mark.parametrize("math", kernels.MATHS)
+@pytest.mark.parametrize("case", STEMS, ids=stem_id)
+def test_conv_stem(case, math):
+    x, w, settings, channels = case
+    dtype = kernels.DTYPES[math]
+    given = conv_operands(x, w, dtype, **settings)
+    kernel = f"conv_stem_{math}_8x16x{channels if dtype.itemsize == 2 else 32}"
+    y = simt.every_order(
+        simt.conv_nhwc,
+        "conv_stem",
+        *given,
+        kernel=kernel,
+        arguments=(kernels.MATHS.index(math), 3),
+        **settings,
+    )
+    rounded = given
+    if math == "tf32":
+        rounded = (round_tf32(given[0]), round_tf32(given[1]), *given[2:])
+        exact = conv_reference(reference.conv2d, *(t.double() for t in rounded), **settings)
+        assert relative_rms(y, exact) < 2e-5
+    truth = conv_reference(reference.conv2d, *(t.double() for t in given), **settings)
+    torchs = conv_reference(torch.nn.functional.conv2d, *rounded, **settings)
+    assert_good(y, torchs, truth, dtype)
+
+
+@pytest.mark.parametrize("math", kernels.MATHS)
+@pytest.mark.parametrize("size", [(8, 3, 7, 5), (9, 1, 3, 3), (12, 3, 2, 3)], ids=str)
+def test_conv_stem_of_what_is_not_finite(size, math):
+    """What a filter row reads past its end does not count; Inf stays Inf, NaN stays NaN."""
+    dtype = kernels.DTYPES[math]
+    x, _, _, _ = conv_operands((2, size[1], 17, 19), size, dtype)
+    w = torch.ones(size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    x[0, 0, 0, 3], x[0, 0, 5, 8], x[1, 0, 16, 18] = torch.inf, torch.nan, -torch.inf
+    y = simt.conv_nhwc(
+        "conv_stem", x, w, stride=(1, 2), padding=(1, 2), arguments=(kernels.MATHS.index(math), 1)
+    )
+    truth = reference.conv2d(x, w, stride=(1, 2), padding=(1, 2))
+    assert torch.equal(y.isnan(), truth.isnan()) and torch.equal(y.isinf(), truth.isinf())
+    assert truth.isinf().any() and truth.isnan().any() and truth.isfinite().any()
+
+
+@pytest.mark.parametrize("math", kernels.MATHS)
+def test_conv_stem_slices(math):
+    """Input, residual and output are slices of channels."""
+    dtype = kernels.DTYPES[math]
+    x = simt.tensor((1, 11, 12, 19), dtype)[:, 4:7]
+    w = simt.tensor((24, 3, 3, 3), dtype, scale=0.2)
+    residual = simt.tensor((1, 40, 6, 19), dtype)[:, 8:32]
+    y = simt.tensor((1, 48, 6, 19), dtype)[:, 16:40]
+    settings = dict(stride=(2, 1), padding=(1, 1))
+    out = simt.conv_nhwc(
+        "conv_stem", x, w, None, residual, y=y, arguments=(kernels.MATHS.index(math), 9), **settings
+    )
+    given = (x, w) if math != "tf32" else (round_tf32(x.contiguous()), round_tf32(w))
+    truth = conv_reference(reference.conv2d, x, w, None, residual, **settings)
+    torchs = conv_reference(torch.nn.functional.conv2d, *given, None, residual, **settings)
+    assert_good(out, torchs, truth, dtype)
+
+
+def test_conv_stem_refusals():
+    for x, w, settings, words in (
+        ((1, 6, 9, 9), (8, 3, 3, 3), dict(groups=2), "groups"),
+        ((1, 5, 9, 9), (8, 5, 3, 3), {}, "more than 4 input channels"),
+        ((1, 3, 9, 9), (8, 3, 3, 3), dict(dilation=(1, 2)), "dilation"),
+        ((1, 3, 60, 60), (8, 3, 31, 31), {}, "larger than shared memory"),
+    ):
+        x, w = simt.tensor(x, torch.float16), simt.tensor(w, torch.float16)
+        with pytest.raises(RuntimeError, match=words):
+            simt.conv_nhwc("conv_stem", x, w, arguments=(0, 1), **settings)
+
+
+@pytest.mark.parametrize("math", kernels.MATHS)
+@pytest.mark.parametrize("case", STEMS[:2], ids=stem_id)
+def test_conv_stem_bank_conflicts(case, math):
+    """A few per cent at most: fragments, weights and slabs have none, the patch's edges some."""
+    x, w, settings, _ = case
+    x, w, _, _ = conv_operands(x, w, kernels.DTYPES[math], **settings)
+    emulator.take_bank_count()
+    simt.conv_nhwc(
+        "conv_stem",
+        *(x, w),
+        arguments=(kernels.MATHS.index(math), 1),
+        count_banks=True,
+        stride=settings["stride"],
+        padding=settings["padding"],
+    )
+    phases, cycles = emulator.take_bank_count()
+    print(phases, cycles / phases)
+    assert cycles < 1.1 * phases
