@@ -4,6 +4,7 @@
 
 #include "cuda/conv_depthwise.h"
 #include "cuda/conv_params.h"
+#include "cuda/conv_stem.h"
 #include "error.h"
 
 namespace fastconv {
@@ -39,6 +40,12 @@ const char* refuse_cuda_conv1x1(const ConvProblem& p, const Capabilities& caps, 
   return gradient ? gradient : cuda::conv1x1_refusal(p, cuda::math_of(p.dtype, caps.tf32));
 }
 
+const char* refuse_stem(const ConvProblem& p, const Capabilities& caps, Direction d) {
+  if (p.dtype == DType::f64) return "tensor cores multiply float64 no faster";
+  const char* gradient = refuse_cuda_gradient(d);
+  return gradient ? gradient : cuda::stem_refusal(p, cuda::math_of(p.dtype, caps.tf32));
+}
+
 const char* refuse_cuda_depthwise(const ConvProblem& p, const Capabilities&, Direction d) {
   const char* gradient = refuse_cuda_gradient(d);
   if (p.G == 1) return "a single group";
@@ -64,6 +71,7 @@ const std::vector<PlanRow>& plan_table() {
       {"depthwise", Backend::cpu, Algorithm::depthwise, refuse_depthwise},
       {"direct", Backend::cpu, Algorithm::direct, refuse_direct},
       {"conv1x1", Backend::cuda, Algorithm::conv1x1, refuse_cuda_conv1x1},
+      {"stem", Backend::cuda, Algorithm::stem, refuse_stem},
       {"depthwise", Backend::cuda, Algorithm::depthwise, refuse_cuda_depthwise},
       {"implicit_gemm", Backend::cuda, Algorithm::implicit_gemm, refuse_implicit_gemm},
       {"direct", Backend::cuda, Algorithm::direct, refuse_cuda_direct},

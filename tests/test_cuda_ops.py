@@ -49,6 +49,8 @@ KERNELS = {
     "conv1x1_f16": ((2, 24, 7, 9, 40, 1, 1, (2, 1), (0, 0), (1, 1), 1), torch.float16),
     "conv_implicit_gemm_bf16": ((1, 16, 9, 7, 24, 3, 3, (1, 2), (1, 1), (1, 1), 1), torch.bfloat16),
     "conv_implicit_gemm_f32": ((1, 12, 9, 7, 24, 3, 2, (1, 1), (1, 0), (2, 1), 1), torch.float32),
+    "conv_stem_bf16": ((2, 3, 19, 23, 40, 7, 5, (2, 2), (3, 2), (1, 1), 1), torch.bfloat16),
+    "conv_stem_f32": ((1, 1, 9, 17, 6, 5, 5, (1, 1), (2, 2), (1, 1), 1), torch.float32),
     "conv_depthwise": ((1, 24, 9, 7, 24, 3, 3, (1, 2), (1, 1), (1, 1), 24), torch.float16),
     "conv_direct": ((1, 5, 9, 7, 6, 3, 3, (1, 1), (1, 1), (1, 1), 1), torch.float64),
 }

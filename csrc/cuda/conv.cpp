@@ -6,6 +6,7 @@
 #include "conv_depthwise.h"
 #include "conv_direct.h"
 #include "conv_implicit_gemm.h"
+#include "conv_stem.h"
 #include "op.h"
 #include "transpose.h"
 
@@ -15,8 +16,8 @@ namespace {
 int64_t element_bytes(DType d) { return d == DType::f64 ? 8 : d == DType::f32 ? 4 : 2; }
 
 // Elements from one pixel to the next where a tensor is rows of channels (N H W C in that order
-// without gaps between pixels' rows, 16-byte aligned throughout), else 0.
-int64_t pixel_stride(const View& v, int64_t element) {
+// without gaps between pixels' rows), else 0.
+int64_t pixel_stride(const View& v) {
   int64_t pixel = v.size[1];  // of a single pixel
   for (int axis : {0, 2, 3})
     if (v.size[axis] > 1) pixel = v.stride[axis];
@@ -25,8 +26,7 @@ int64_t pixel_stride(const View& v, int64_t element) {
                     (v.size[3] == 1 || v.stride[3] == pixel) &&
                     (v.size[2] == 1 || v.stride[2] == line) &&
                     (v.size[0] == 1 || v.stride[0] == image);
-  const bool aligned = pixel * element % 16 == 0 && reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
-  return rows && aligned ? pixel : 0;
+  return rows ? pixel : 0;
 }
 
 // Elements from one channel's plane to the next where pixels are dense within it, else 0.
@@ -42,13 +42,13 @@ void copy_layout(const View& from, const View& to, DType dtype, Stream stream) {
   const int64_t N = from.size[0], C = from.size[1], pixels = from.size[2] * from.size[3];
   TransposeParams t = {from.data, to.data, N, 0, 0, from.stride[0], 0, to.stride[0], 0, element};
   Status status;
-  if (plane_stride(from) && pixel_stride(to, element)) {
+  if (plane_stride(from) && pixel_stride(to)) {
     t.rows = C, t.columns = pixels;
-    t.from_row = plane_stride(from), t.to_row = pixel_stride(to, element);
+    t.from_row = plane_stride(from), t.to_row = pixel_stride(to);
     status = launch_transpose(t, stream);
-  } else if (pixel_stride(from, element) && plane_stride(to)) {
+  } else if (pixel_stride(from) && plane_stride(to)) {
     t.rows = pixels, t.columns = C;
-    t.from_row = pixel_stride(from, element), t.to_row = plane_stride(to);
+    t.from_row = pixel_stride(from), t.to_row = plane_stride(to);
     status = launch_transpose(t, stream);
   } else {  // any strides: the gradient of no activation is a copy
     status =
@@ -57,17 +57,25 @@ void copy_layout(const View& from, const View& to, DType dtype, Stream stream) {
   check_launch(status, "a copy of a tensor of size ", shape(from.size, 4));
 }
 
-// A tensor as rows of channels: itself where it is, else a copy; `gaps` between pixels may be
-// forbidden. `keep` owns the copy.
+// What a kernel asks of an operand's rows besides their order.
+struct RowsWanted {
+  bool aligned;  // to 16 bytes throughout
+  bool dense;    // no gaps between pixels
+};
+
+// A tensor as rows of channels: itself where it is, else a copy, which `keep` owns.
 struct Pixels {
   Tensor keep;
   View view;
   int64_t pixel;
 };
 
-Pixels as_pixels(const Tensor& t, const View& v, DType dtype, bool gaps, Stream stream) {
-  const int64_t pixel = pixel_stride(v, element_bytes(dtype));
-  if (pixel && (gaps || pixel == v.size[1])) return {t, v, pixel};
+Pixels as_pixels(const Tensor& t, const View& v, DType dtype, RowsWanted wanted, Stream stream) {
+  const int64_t pixel = pixel_stride(v);
+  const bool aligned =
+      pixel * element_bytes(dtype) % 16 == 0 && reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
+  if (pixel && (aligned || !wanted.aligned) && (pixel == v.size[1] || !wanted.dense))
+    return {t, v, pixel};
   const Tensor copy = empty4(t, v.size, true, dtype);
   const View to = view_of(copy, "fastconv", "copy");
   copy_layout(v, to, dtype, stream);
@@ -112,11 +120,12 @@ struct Rows {
   View y, wanted;
   ConvOperands at;
 
-  explicit Rows(const Call& c)
-      : x(pixels(c, c.input, "input")), w(pixels(c, c.weight, "weight", false)) {
-    if (c.residual) residual = pixels(c, *c.residual, "residual");
+  Rows(const Call& c, bool aligned)
+      : x(pixels(c, c.input, "input", {aligned, false})),
+        w(pixels(c, c.weight, "weight", {aligned, true})) {
+    if (c.residual) residual = pixels(c, *c.residual, "residual", {aligned, false});
     y = wanted = view_of(c.output, "conv2d", "output");
-    int64_t y_pixel = pixel_stride(y, element_bytes(c.p.dtype));
+    int64_t y_pixel = pixel_stride(y);
     if (!y_pixel) {
       result = empty4(c.output, y.size, true, c.p.dtype);
       y = view_of(*result, "conv2d", "output");
@@ -139,15 +148,15 @@ struct Rows {
   }
 
  private:
-  static Pixels pixels(const Call& c, const Tensor& t, const char* name, bool gaps = true) {
-    return as_pixels(t, view_of(t, "conv2d", name), c.p.dtype, gaps, c.place.stream);
+  static Pixels pixels(const Call& c, const Tensor& t, const char* name, RowsWanted wanted) {
+    return as_pixels(t, view_of(t, "conv2d", name), c.p.dtype, wanted, c.place.stream);
   }
 };
 
 // On tensor cores.
 void run_gemm(const Call& c, bool pointwise, Math math) {
   const ConvProblem& p = c.p;
-  Rows rows(c);
+  Rows rows(c, true);
   const TileChoice tile = choose_tile(p, math, c.place.gpu);
   check(tile.tile >= 0, "conv2d: no tile of this GPU takes the problem");
   if (tile.splits > 1) {
@@ -162,9 +171,18 @@ void run_gemm(const Call& c, bool pointwise, Math math) {
 }
 
 void run_depthwise(const Call& c) {
-  const Rows rows(c);
+  const Rows rows(c, c.p.C / c.p.G > 1);  // single channels are slower unaligned, but run
   const ConvParams params = make_conv_params(c.p, rows.at, 1, 0);
   c.must(launch_conv_depthwise(params, c.p.dtype, c.place.stream));
+  rows.finish(c);
+}
+
+void run_stem(const Call& c, Math math) {
+  const ConvProblem& p = c.p;
+  const Rows rows(c, false);
+  const StemShape shape = stem_shape(p.C, p.R, p.S, p.stride_h, p.stride_w, math);
+  const ConvParams params = make_conv_params(p, rows.at, 1, 0);
+  c.must(launch_conv_stem(params, math, stem_blocks(shape, c.place.gpu), c.place.stream));
   rows.finish(c);
 }
 
@@ -198,6 +216,7 @@ Tensor conv2d_cuda(const Tensor& input, const Tensor& weight, const OptionalTens
   switch (row.algorithm) {
     case Algorithm::conv1x1: run_gemm(call, true, math); break;
     case Algorithm::implicit_gemm: run_gemm(call, false, math); break;
+    case Algorithm::stem: run_stem(call, math); break;
     case Algorithm::depthwise: run_depthwise(call); break;
     case Algorithm::direct: run_direct(call);
   }
