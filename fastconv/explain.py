@@ -104,8 +104,8 @@ def explain(
         allows_tf32(),
     )
     return Explanation(
-        f"conv2d {direction} on {backend}, {dtype}: input {x}, weight {w}, stride {stride}, padding {pads}, "
-        f"dilation {dilation}, groups {groups}",
+        f"conv2d {direction} on {backend}, {dtype}: input {x}, weight {w}, stride {stride}, "
+        f"padding {pads}, dilation {dilation}, groups {groups}",
         tuple(Candidate(name, refusal or None) for name, refusal in rows),
     )
 

@@ -98,6 +98,6 @@ def test_networks(part, dtype):
         with emulated_cuda() as log:
             ours = module(x)
     assert log
-    # Tensor cores round their sums toward zero, so that the errors of layers in float32 (3xTF32) add
-    # up where those of round-to-nearest partly cancel.
+    # Tensor cores round their sums toward zero: over the layers of a block the errors of float32
+    # (3xTF32) add up, where those of round-to-nearest partly cancel.
     assert_good(ours, theirs, truth, dtype, factor=4 if dtype == torch.float32 else 2)

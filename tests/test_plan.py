@@ -1,6 +1,7 @@
 """The planner as a pure function, and fastconv.explain."""
 
 import pytest
+import torch
 
 import fastconv
 from fastconv import _C
@@ -11,6 +12,33 @@ ROWS = {
     "depthwise": ((1, 8, 5, 6), (8, 1, 3, 3), {"groups": 8}),
     "direct": ((1, 8, 5, 6), (4, 8, 3, 3), {"padding": 1}),
 }
+
+
+CUDA_ROWS = {
+    "conv1x1": ((2, 8, 5, 6), (16, 8, 1, 1), {"stride": 2}, torch.float16),
+    "stem": ((1, 3, 15, 16), (8, 3, 7, 7), {"stride": 2, "padding": 3}, torch.bfloat16),
+    "depthwise": ((1, 8, 5, 6), (8, 1, 3, 3), {"groups": 8}, torch.float32),
+    "implicit_gemm": ((1, 8, 5, 6), (16, 8, 3, 3), {"padding": 1}, torch.float32),
+    "direct": ((1, 8, 5, 6), (4, 8, 3, 3), {"padding": 1}, torch.float64),
+}
+
+
+def test_every_row_of_cuda_has_a_problem_that_takes_it():
+    assert list(CUDA_ROWS) == _C.algorithms(1)
+    for name, (x, w, keywords, dtype) in CUDA_ROWS.items():
+        answer = fastconv.explain(x, w, backend="cuda", dtype=dtype, **keywords)
+        assert answer.algorithm == name
+        backward = fastconv.explain(
+            x, w, backend="cuda", dtype=dtype, direction="input_grad", **keywords
+        )
+        assert backward.algorithm is None and "not written yet" in str(backward)
+
+
+def test_odd_channels_are_direct_on_cuda_and_it_says_why():
+    answer = fastconv.explain((1, 5, 7, 6), (9, 5, 3, 3), backend="cuda", dtype=torch.float16)
+    assert answer.algorithm == "direct"
+    refusals = {c.algorithm: c.refusal for c in answer.candidates}
+    assert "16-byte chunks" in refusals["implicit_gemm"] and "4 input" in refusals["stem"]
 
 
 def test_every_row_has_a_problem_that_takes_it():

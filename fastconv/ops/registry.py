@@ -96,7 +96,9 @@ class Op:
             raw = getattr(getattr(torch.ops, NAMESPACES[backend]), self.name + "_raw").default
             save, backward = self.gradient
             eager = raw if backward is None else _functions(raw, save, backward, self.name)[0].apply
-            self.elsewhere[backend] = lambda *args: (eager if self._needs_grad(args) else raw)(*args)
+            self.elsewhere[backend] = lambda *args: (eager if self._needs_grad(args) else raw)(
+                *args
+            )
         return self.elsewhere[backend]
 
     def __call__(self, *args):
