@@ -67,7 +67,9 @@ FASTCONV_DEVICE void fill_patch(const ConvParams& p, const StemShape& s, int64_t
   constexpr int kWarps = kStemThreads / 32, kRows = 3, kAtOnce = 4;  // loads on their way: 12
   constexpr uint32_t kBytes = sizeof(T);
   const int lane = threadIdx.x % 32;
-  const int first = w0 < 0 ? -w0 * p.C : 0, end = (p.W - w0) * p.C;  // inside, in elements
+  // The elements of a row that are inside the image.
+  const int columns = s.patch_row / p.C, right = p.W - w0 < columns ? p.W - w0 : columns;
+  const int first = w0 >= 0 ? 0 : -w0 < columns ? -w0 * p.C : s.patch_row, end = right * p.C;
   const T* x = static_cast<const T*>(p.at.x) + ((n * p.H + h0) * p.W + w0) * p.at.x_pixel;
   const bool dense = p.at.x_pixel == p.C;
 #pragma unroll 1
@@ -84,7 +86,7 @@ FASTCONV_DEVICE void fill_patch(const ConvParams& p, const StemShape& s, int64_t
         for (int e = 0; e < kAtOnce; ++e) {
           const int i = i0 + 32 * e;
           values[j][e] = T{};
-          if (inside && i >= first && i < end && i < s.patch_row)
+          if (inside && i >= first && i < end)
             values[j][e] = ptx::ld_global(from + (dense ? i : i / p.C * p.at.x_pixel + i % p.C));
         }
       }
