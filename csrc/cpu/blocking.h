@@ -65,6 +65,8 @@ static inline Blocking conv_blocking(const TapConv& job, int64_t panel, int64_t 
   b.panel_blocks = ceil_div(ceil_div(job.K, panel), b.panels);
   b.chunk_blocks = ceil_div(job.C, b.chunk);
   b.tasks = blocks * b.panel_blocks;
+  // Weights that are read once or twice are packed as they are used, and never leave the cache.
+  b.packed = blocks > 2 * job.G;
   return b;
 }
 

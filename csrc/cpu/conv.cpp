@@ -64,12 +64,14 @@ void run_direct(const TapConv& job) {
   const bool f64 = job.dtype == DType::f64;
   const int64_t panel = f64 ? kernels.panel_f64 : kernels.panel_f32, element = f64 ? 8 : 4;
   const Blocking b = conv_blocking(job, panel, element, torch::stable::get_num_threads());
-  void* packed = scratch(Slot::shared, kernels.conv_packed_size(job) * element + 64);
+  void* packed =
+      b.packed ? scratch(Slot::shared, kernels.conv_packed_size(job) * element + 64) : nullptr;
   const double work = flops(job);
   const int64_t panels = job.G * ceil_div(job.K, panel);
-  parallel_tasks(panels, work, [&](int64_t begin, int64_t end) {
-    kernels.conv_pack(job, b, packed, begin, end);
-  });
+  if (packed)
+    parallel_tasks(panels, work, [&](int64_t begin, int64_t end) {
+      kernels.conv_pack(job, b, packed, begin, end);
+    });
   parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
     void* own = scratch(Slot::own, kernels.conv_scratch(job, b));
     kernels.conv_run(job, b, packed, own, begin, end);

@@ -11,19 +11,22 @@ inline int64_t conv_packed_size(const TapConv& job) {
   return job.G * ceil_div(job.K, kPanel<T>) * kPanel<T> * job.C * job.rows.count * job.cols.count;
 }
 
-// Packs (group, panel) pairs [begin, end).
+// Packs (group, panel) pairs [begin, end): chunks of C in turn.
 template <class S>
 inline void conv_pack(const TapConv& job, const Blocking& b, void* packed, int64_t begin,
                       int64_t end) {
   typedef Compute<S> T;
   const int64_t panels = ceil_div(job.K, kPanel<T>);
   const int64_t size = conv_packed_size<T>(job) / (job.G * panels);
+  const int64_t taps = job.rows.count * job.cols.count;
   for (int64_t i = begin; i < end; ++i)
-    pack_weights<S>(job, b.chunk, i / panels, i % panels, (T*)packed + i * size);
+    for (int64_t c0 = 0; c0 < job.C; c0 += b.chunk)
+      pack_weights<S>(job, {i / panels, i % panels, c0, min64(b.chunk, job.C - c0)},
+                      (T*)packed + i * size + c0 * taps * kPanel<T>);
 }
 
 struct ConvScratch {
-  int64_t slab, acc, runs, total;  // byte offsets
+  int64_t slab, acc, runs, weights, total;  // byte offsets
 };
 
 inline int64_t align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -36,7 +39,9 @@ inline ConvScratch conv_scratch(const TapConv& job, const Blocking& b) {
   s.slab = 0;
   s.acc = align64(slab_elements(job.C, rows, cols, sizeof(T)) * sizeof(T));
   s.runs = s.acc + align64(b.rows * b.cols * kPanel<T> * sizeof(T));
-  s.total = s.runs + align64(max64(job.rows.count * job.cols.count, 1) * sizeof(Run));
+  const int64_t taps = job.rows.count * job.cols.count;
+  s.weights = s.runs + align64(max64(taps, 1) * sizeof(Run));
+  s.total = s.weights + align64(b.chunk * taps * kPanel<T> * sizeof(T));
   return s;
 }
 
@@ -91,6 +96,7 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
   const ConvScratch at = conv_scratch<T>(job, b);
   T* acc = (T*)((char*)scratch + at.acc);
   Run* runs = (Run*)((char*)scratch + at.runs);
+  T* weights = (T*)((char*)scratch + at.weights);  // of a chunk, where they were not packed before
   const int64_t panels = ceil_div(job.K, L), taps = job.rows.count * job.cols.count;
   Slab<T> slab = {};
   int64_t filled = -1;
@@ -111,12 +117,13 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
       filled = block;
     }
     for (int64_t panel = first; panel < min64(first + b.panels, panels); ++panel) {
-      const T* w = (const T*)packed + (g * panels + panel) * taps * job.C * L;
+      const T* w = packed ? (const T*)packed + (g * panels + panel) * taps * job.C * L : nullptr;
       for (int64_t c0 = 0; c0 < job.C; c0 += b.chunk) {
         const int64_t cn = min64(b.chunk, job.C - c0);
         const int64_t run_count = make_runs(job, slab, c0, cn, runs);
-        accumulate_block(job, slab, rows, cols, runs, run_count, w, acc, c0 > 0);
-        w += taps * cn * L;
+        if (!packed) pack_weights<S>(job, {g, panel, c0, cn}, weights);
+        accumulate_block(job, slab, rows, cols, runs, run_count, packed ? w : weights, acc, c0 > 0);
+        w += packed ? taps * cn * L : 0;
       }
       const int64_t k0 = g * job.K + panel * L;
       PanelStore<S> to = {

@@ -59,6 +59,7 @@ struct Blocking {
   int64_t panels;      // panels of output channels per task
   int64_t row_blocks, col_blocks, panel_blocks, chunk_blocks;
   int64_t tasks;
+  bool packed;  // forward: weights are packed before, else chunk by chunk in the loop
   bool planar;  // slab layout: [c][row][col], else [row][col][c]
 };
 

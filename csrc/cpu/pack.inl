@@ -65,16 +65,6 @@ inline void pack_panel(Compute<S>* dst, const S* src, int64_t count, int64_t ste
   }
 }
 
-// Packed weights of a panel are [chunk of C][tap row][tap column][c][kPanel]. Where those of one
-// channel lie, in rows of kPanel: first + tap * step.
-struct PackedChannel {
-  int64_t first, step;
-};
-inline PackedChannel packed_channel(int64_t c, int64_t C, int64_t chunk, int64_t taps) {
-  const int64_t c0 = c / chunk * chunk;
-  return {c0 * taps + c - c0, min64(chunk, C - c0)};
-}
-
 // Dense KCRS weights, as the reduction (forward) or the lanes (input gradient) run along them.
 inline bool dense_kernels(const TapConv& job) {
   const int64_t kernel = job.R * job.S;
@@ -84,15 +74,21 @@ inline bool dense_kernels(const TapConv& job) {
   return (forward || lanes) && job.ws[0] == job.C * job.K * kernel;
 }
 
-// The same, by transposes: a lane's weights are contiguous over (c, r, s) or over (r, s), and a row
-// of a transposed block is one (c, r, s) of W lanes.
+// What of the weights is packed: channels c0 .. c0 + cn of a panel of a group.
+struct PackedPart {
+  int64_t g, panel, c0, cn;
+};
+
+// By transposes: a lane's weights are contiguous over (c, r, s) or over (r, s), and a row of a
+// transposed block is one (c, r, s) of W lanes.
 template <class S>
-inline void pack_kernels(const TapConv& job, int64_t chunk, int64_t g, int64_t panel,
-                         Compute<S>* dst, const S* end) {
+inline void pack_kernels(const TapConv& job, const PackedPart& part, Compute<S>* dst,
+                         const S* end) {
   typedef Compute<S> T;
   constexpr int W = kW<T>, L = kPanel<T>;
-  const int64_t kernel = job.R * job.S, taps = job.rows.count * job.cols.count;
-  const S* src = (const S*)job.w + g * job.ws[0] + panel * L * job.ws[1];
+  const int64_t kernel = job.R * job.S;
+  const S* src =
+      (const S*)job.w + part.g * job.ws[0] + part.panel * L * job.ws[1] + part.c0 * job.ws[2];
   int tap_at[128];  // of each (r, s), its place among the taps
   for (int64_t t = 0; t < kernel; ++t) tap_at[t] = -1;
   for (int64_t i = 0; i < job.rows.count; ++i)
@@ -100,48 +96,44 @@ inline void pack_kernels(const TapConv& job, int64_t chunk, int64_t g, int64_t p
       tap_at[(job.rows.index + i * job.rows.index_step) * job.S + job.cols.index +
              j * job.cols.index_step] = (int)(i * job.cols.count + j);
   const bool forward = job.ws[2] == kernel;
-  const int64_t length = forward ? job.C * kernel : kernel, outer = forward ? 1 : job.C;
+  const int64_t length = forward ? part.cn * kernel : kernel, outer = forward ? 1 : part.cn;
   for (int64_t o = 0; o < outer; ++o)
     for (int half = 0; half < L; half += W) {
-      const int64_t lanes = min64(W, job.K - panel * L - half);
+      const int64_t lanes = min64(W, job.K - part.panel * L - half);
       const S* from = src + o * job.ws[2] + half * job.ws[1];
       for (int64_t e = 0; e < length; e += W) {
         Vec<T> rows[W];
         load_transposed<S>(rows, from + e, job.ws[1], lanes, end);
         int64_t c = o + e / kernel, t = e % kernel;
-        PackedChannel to = packed_channel(c, job.C, chunk, taps);
 #pragma GCC unroll 16
         for (int i = 0; i < W; ++i) {
           if (i == length - e) break;
-          if (tap_at[t] >= 0) store<T>(dst + (to.first + tap_at[t] * to.step) * L + half, rows[i]);
-          if (++t == kernel) t = 0, to = packed_channel(++c, job.C, chunk, taps);
+          if (tap_at[t] >= 0) store<T>(dst + (tap_at[t] * part.cn + c) * L + half, rows[i]);
+          if (++t == kernel) t = 0, ++c;
         }
       }
     }
 }
 
-// Weights of a (group, panel).
+// dst is [tap row][tap column][c][kPanel].
 template <class S>
-inline void pack_weights(const TapConv& job, int64_t chunk, int64_t g, int64_t panel,
-                         Compute<S>* dst) {
+inline void pack_weights(const TapConv& job, const PackedPart& part, Compute<S>* dst) {
   typedef Compute<S> T;
   constexpr int L = kPanel<T>;
   const int64_t size[5] = {job.G, job.K, job.C, job.R, job.S};
   const S* end = end_of<S>(job.w, size, job.ws, 5);
-  if (dense_kernels(job)) return pack_kernels<S>(job, chunk, g, panel, dst, end);
-  const int64_t lanes = min64(L, job.K - panel * L);
-  const S* src = (const S*)job.w + g * job.ws[0] + panel * L * job.ws[1];
-  for (int64_t c0 = 0; c0 < job.C; c0 += chunk) {
-    const int64_t cn = min64(chunk, job.C - c0);
-    for (int64_t i = 0; i < job.rows.count; ++i)
-      for (int64_t j = 0; j < job.cols.count; ++j) {
-        const int64_t r = job.rows.index + i * job.rows.index_step;
-        const int64_t s = job.cols.index + j * job.cols.index_step;
-        pack_panel<S>(dst, src + c0 * job.ws[2] + r * job.ws[3] + s * job.ws[4], cn, job.ws[2],
-                      job.ws[1], lanes, end);
-        dst += cn * L;
-      }
-  }
+  if (dense_kernels(job)) return pack_kernels<S>(job, part, dst, end);
+  const int64_t lanes = min64(L, job.K - part.panel * L);
+  const S* src =
+      (const S*)job.w + part.g * job.ws[0] + part.panel * L * job.ws[1] + part.c0 * job.ws[2];
+  for (int64_t i = 0; i < job.rows.count; ++i)
+    for (int64_t j = 0; j < job.cols.count; ++j) {
+      const int64_t r = job.rows.index + i * job.rows.index_step;
+      const int64_t s = job.cols.index + j * job.cols.index_step;
+      pack_panel<S>(dst, src + r * job.ws[3] + s * job.ws[4], part.cn, job.ws[2], job.ws[1], lanes,
+                    end);
+      dst += part.cn * L;
+    }
 }
 
 }  // namespace fastconv::FASTCONV_NS
