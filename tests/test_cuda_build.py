@@ -70,13 +70,13 @@ pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="no nvcc")
 
 
 def sources(pattern: str) -> list:
-    """Instances times architectures; those of bf16 differ from f16's by one instruction: slow."""
-    found = sorted(path.name for path in (CUDA / "instances").glob("*.cu"))
+    """Sources times architectures; those of bf16 differ from f16's by one instruction: slow."""
+    found = sorted(str(path.relative_to(CUDA)) for path in CUDA.rglob("*.cu"))
     return [
         pytest.param(
-            f"instances/{name}",
+            name,
             arch,
-            id=f"{name}-{arch}",
+            id=f"{Path(name).name}-{arch}",
             marks=[
                 pytest.mark.xdist_group(f"{name}-{arch}"),  # compiled once
                 *([pytest.mark.slow] if "bf16" in name else []),
@@ -88,7 +88,7 @@ def sources(pattern: str) -> list:
     ]
 
 
-GEMM = "conv_implicit_gemm|conv1x1"
+GEMM = "instances/(conv_implicit_gemm|conv1x1)_"
 
 
 def functions(said: str) -> dict[str, dict[str, int]]:
