@@ -89,8 +89,8 @@ inline Tensor empty(const Tensor& like, int64_t dims, const int64_t* size, const
   aoti_torch_get_device_type(like.get(), &device_type);
   aoti_torch_get_device_index(like.get(), &device_index);
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dims, size, stride, dtype, device_type, device_index, &handle));
+  if (aoti_torch_empty_strided(dims, size, stride, dtype, device_type, device_index, &handle))
+    fail("fastconv: torch could not make a tensor of size ", shape(size, static_cast<int>(dims)));
   const Tensor output(handle);
   if (poisoned && device_type == aoti_torch_device_type_cpu()) {
     const bool byte = dtype == aoti_torch_dtype_uint8();
