@@ -31,6 +31,14 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=_C.cpu_isas().split())
+def isa(request):
+    """Every instruction set this processor runs, AVX-512's logic compiled for AVX2 among them."""
+    _C.set_cpu_isa(request.param)
+    yield request.param
+    _C.set_cpu_isa("")
+
+
 def pytest_configure(config):
     config.stash[EXECUTED] = {}
 

@@ -81,14 +81,6 @@ def compare_all(case, dtype, layout):
             assert_good(mine, reference, true, dtype)
 
 
-@pytest.fixture(params=_C.cpu_isas().split())
-def isa(request):
-    """Every instruction set this processor runs, AVX-512's logic compiled for AVX2 among them."""
-    _C.set_cpu_isa(request.param)
-    yield request.param
-    _C.set_cpu_isa("")
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", CASES)
 def test_float32_in_every_layout(case, layout):

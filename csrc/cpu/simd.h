@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 #if defined(__F16C__)
-#include <immintrin.h>
+#include <immintrin.h>  // its functions are always inlined
 #endif
 
 namespace fastconv::FASTCONV_NS {
@@ -57,20 +57,33 @@ FASTCONV_INLINE Vec<T> broadcast(T s) {
   if constexpr (W == 16) return Vec<T>{s, s, s, s, s, s, s, s, s, s, s, s, s, s, s, s};
 }
 
+#if defined(__AVX512F__)
+#define FASTCONV_REGISTER "v"
+#elif defined(__x86_64__) && FASTCONV_BYTES <= 32
+#define FASTCONV_REGISTER "x"
+#endif
+
+// From here on the compiler neither knows v's value nor moves its computation; no instruction.
+template <class T>
+FASTCONV_INLINE void opaque(Vec<T>& v) {
+#if defined(FASTCONV_REGISTER)
+  asm volatile("" : "+" FASTCONV_REGISTER(v));
+#endif
+}
+
 // acc += a * b. NOTE the form is forced: left to itself GCC turns a register tile's FMAs into
 // reloads and moves (0.92 of peak against 0.99).
 template <class T>
 FASTCONV_INLINE void fma(Vec<T>& acc, Vec<T> a, Vec<T> b) {
-#if defined(__FMA__) && FASTCONV_BYTES <= 32
+#if defined(__FMA__) && defined(FASTCONV_REGISTER)
   if constexpr (sizeof(T) == 4)
-    asm("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b));
+    asm("vfmadd231ps %2, %1, %0"
+        : "+" FASTCONV_REGISTER(acc)
+        : FASTCONV_REGISTER(a), FASTCONV_REGISTER(b));
   else
-    asm("vfmadd231pd %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b));
-#elif defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4)
-    asm("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
-  else
-    asm("vfmadd231pd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+    asm("vfmadd231pd %2, %1, %0"
+        : "+" FASTCONV_REGISTER(acc)
+        : FASTCONV_REGISTER(a), FASTCONV_REGISTER(b));
 #else
   acc = a * b + acc;
 #endif
@@ -153,35 +166,115 @@ struct bf16 {
 struct f16 {
   uint16_t bits;
 };
+typedef uint32_t Words __attribute__((vector_size(FASTCONV_BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(FASTCONV_BYTES / 2)));  // kW<float> of them
 
-FASTCONV_INLINE float bits_to_float(uint32_t u) {
-  float f;
-  __builtin_memcpy(&f, &u, 4);
-  return f;
+template <class To, class From>
+FASTCONV_INLINE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "a change of type, not of size");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
 }
-FASTCONV_INLINE uint32_t float_to_bits(float f) {
-  uint32_t u;
-  __builtin_memcpy(&u, &f, 4);
-  return u;
+
+// The conversions, written once for scalars (F float, U uint32_t) and for vectors (F Vec<float>,
+// U Words). They round to nearest even and keep a NaN a NaN.
+template <class F, class U>
+FASTCONV_INLINE F widen_bits(bf16, U bits) {
+  return bits_as<F>(bits << 16);
+}
+template <class U, class F>
+FASTCONV_INLINE U narrow_bits(bf16, F v) {
+  const U u = bits_as<U>(v), rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
+  return v == v ? rounded : (u >> 16 | 0x40);
+}
+template <class F, class U>
+FASTCONV_INLINE F widen_bits(f16, U bits) {
+  const U sign = (bits & 0x8000) << 16, body = bits & 0x7fff;
+  const F small = bits_as<F>(body | 0x3f000000) - 0.5f;  // subnormal: body * 2^-24
+  const U finite = body < 0x400 ? bits_as<U>(small) : (body << 13) + 0x38000000;
+  return bits_as<F>(sign | (body < 0x7c00 ? finite : (body << 13 | 0x7f800000)));
+}
+template <class U, class F>
+FASTCONV_INLINE U narrow_bits(f16, F v) {
+  const U u = bits_as<U>(v), sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
+  const F size = bits_as<F>(a);
+  const U small = bits_as<U>(size + 0.5f) - 0x3f000000;  // a multiple of 2^-24
+  const U normal = (a + 0xfff + (a >> 13 & 1) - 0x38000000) >> 13;
+  const U finite = size < 0x1p-14f ? small : normal;
+  const U known = size < 65520.f ? finite : U{} + 0x7c00;  // from there on: infinity
+  return sign | (v == v ? known : U{} + 0x7e00);
 }
 
 FASTCONV_INLINE float widen(float v) { return v; }
 FASTCONV_INLINE double widen(double v) { return v; }
-FASTCONV_INLINE float widen(bf16 v) { return bits_to_float((uint32_t)v.bits << 16); }
+FASTCONV_INLINE float widen(bf16 v) { return widen_bits<float>(v, (uint32_t)v.bits); }
 FASTCONV_INLINE float widen(f16 v) {
 #if defined(__F16C__)
   return _cvtsh_ss(v.bits);
 #else
-  const uint32_t sign = (uint32_t)(v.bits & 0x8000) << 16, body = v.bits & 0x7fff;
-  if (body >= 0x7c00) return bits_to_float(sign | 0x7f800000 | (body & 0x3ff) << 13);
-  if (body >= 0x400) return bits_to_float(sign | ((body << 13) + 0x38000000));
-  const float small = (float)body * 5.9604644775390625e-8f;  // subnormal: body * 2^-24
-  return bits_to_float(sign | float_to_bits(small));
+  return widen_bits<float>(v, (uint32_t)v.bits);
 #endif
 }
 
+// What the processor has an instruction for. NOTE the maskz forms are plain instructions whose
+// definition in GCC 12's header does not read an uninitialised variable.
+#if defined(__AVX512F__)
+constexpr __mmask16 kAll = 0xffff;
+FASTCONV_INLINE Words to_words(Halves h) {
+  return (Words)_mm512_maskz_cvtepu16_epi32(kAll, (__m256i)h);
+}
+FASTCONV_INLINE Vec<float> widen(f16, Halves h) {
+  return (Vec<float>)_mm512_maskz_cvtph_ps(kAll, (__m256i)h);
+}
+FASTCONV_INLINE Halves narrow(f16, Vec<float> v) {
+  return (Halves)_mm512_maskz_cvtps_ph(kAll, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
+}
+#elif defined(__F16C__)
+constexpr int kParts = FASTCONV_BYTES / 32;  // 2 where AVX-512's logic runs on AVX2
+FASTCONV_INLINE Words to_words(Halves h) {
+  __m128i from[kParts];
+  __m256i to[kParts];
+  __builtin_memcpy(from, &h, sizeof from);
+  for (int i = 0; i < kParts; ++i) to[i] = _mm256_cvtepu16_epi32(from[i]);
+  Words words;
+  __builtin_memcpy(&words, to, sizeof words);
+  return words;
+}
+FASTCONV_INLINE Vec<float> widen(f16, Halves h) {
+  __m128i from[kParts];
+  __m256 to[kParts];
+  __builtin_memcpy(from, &h, sizeof from);
+  for (int i = 0; i < kParts; ++i) to[i] = _mm256_cvtph_ps(from[i]);
+  return load<float>((const float*)to);
+}
+FASTCONV_INLINE Halves narrow(f16, Vec<float> v) {
+  __m256 from[kParts];
+  __m128i to[kParts];
+  __builtin_memcpy(from, &v, sizeof from);
+  for (int i = 0; i < kParts; ++i) to[i] = _mm256_cvtps_ph(from[i], _MM_FROUND_TO_NEAREST_INT);
+  Halves h;
+  __builtin_memcpy(&h, to, sizeof h);
+  return h;
+}
+#else
+FASTCONV_INLINE Words to_words(Halves h) { return __builtin_convertvector(h, Words); }
+FASTCONV_INLINE Vec<float> widen(f16 s, Halves h) { return widen_bits<Vec<float>>(s, to_words(h)); }
+FASTCONV_INLINE Halves narrow(f16 s, Vec<float> v) {
+  return __builtin_convertvector(narrow_bits<Words>(s, v), Halves);
+}
+#endif
+FASTCONV_INLINE Vec<float> widen(bf16 s, Halves h) {
+  return widen_bits<Vec<float>>(s, to_words(h));
+}
+FASTCONV_INLINE Halves narrow(bf16 s, Vec<float> v) {
+  return __builtin_convertvector(narrow_bits<Words>(s, v), Halves);
+}
+
 template <class S>
-struct Narrow;
+struct Narrow {
+  static FASTCONV_INLINE S from(float v) { return S{(uint16_t)narrow_bits<uint32_t>(S{}, v)}; }
+};
 template <>
 struct Narrow<float> {
   static FASTCONV_INLINE float from(float v) { return v; }
@@ -190,32 +283,14 @@ template <>
 struct Narrow<double> {
   static FASTCONV_INLINE double from(double v) { return v; }
 };
-template <>
-struct Narrow<bf16> {
-  static FASTCONV_INLINE bf16 from(float v) {  // round to nearest even
-    const uint32_t u = float_to_bits(v);
-    const uint32_t rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
-    return bf16{(uint16_t)((u & 0x7fffffff) > 0x7f800000 ? 0x7fc0 | (u >> 16 & 0x8000) : rounded)};
-  }
-};
+#if defined(__F16C__)
 template <>
 struct Narrow<f16> {
-  static FASTCONV_INLINE f16 from(float v) {  // round to nearest even
-#if defined(__F16C__)
-    return f16{(uint16_t)_cvtss_sh(v, 0)};
-#else
-    const uint32_t u = float_to_bits(v), sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
-    if (a > 0x7f800000) return f16{(uint16_t)(sign | 0x7e00)};
-    if (a >= 0x477ff000) return f16{(uint16_t)(sign | 0x7c00)};  // 65520 and above: infinity
-    if (a < 0x38800000) {                                        // subnormal result
-      const uint32_t s = float_to_bits(bits_to_float(a) + 0.5f) - 0x3f000000;
-      return f16{(uint16_t)(sign | s)};
-    }
-    const uint32_t r = a + 0xfff + (a >> 13 & 1);
-    return f16{(uint16_t)(sign | ((r - 0x38000000) >> 13))};
-#endif
+  static FASTCONV_INLINE f16 from(float v) {
+    return f16{(uint16_t)_cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT)};
   }
 };
+#endif
 
 // The type the arithmetic of a storage type is done in.
 template <class S>
@@ -229,36 +304,47 @@ struct ComputeOf<double> {
 template <class S>
 using Compute = typename ComputeOf<S>::type;
 
-// dst[i] = src[i * stride], widened.
-template <class S>
-FASTCONV_INLINE void widen_row(Compute<S>* __restrict dst, const S* __restrict src, int64_t n,
-                               int64_t stride) {
-  if (stride == 1)
-    for (int64_t i = 0; i < n; ++i) dst[i] = widen(src[i]);
-  else
-    for (int64_t i = 0; i < n; ++i) dst[i] = widen(src[i * stride]);
-}
-
 // A vector of T from / to storage S at consecutive addresses.
 template <class S>
 FASTCONV_INLINE Vec<Compute<S>> load_widened(const S* p) {
-  typedef Compute<S> T;
-  if constexpr (sizeof(S) == sizeof(T)) {
-    return load<T>((const T*)p);
+  if constexpr (sizeof(S) == sizeof(Compute<S>)) {
+    return load<S>(p);
   } else {
-    T buffer[kW<T>];
-    widen_row<S>(buffer, p, kW<T>, 1);
-    return load<T>(buffer);
+    Halves h;
+    __builtin_memcpy(&h, p, sizeof h);
+    return widen(S{}, h);
   }
 }
 template <class S>
 FASTCONV_INLINE void store_narrowed(S* p, Vec<Compute<S>> v) {
-  typedef Compute<S> T;
-  if constexpr (sizeof(S) == sizeof(T)) {
-    store<T>((T*)p, v);
+  if constexpr (sizeof(S) == sizeof(Compute<S>)) {
+    store<S>(p, v);
   } else {
-    for (int i = 0; i < kW<T>; ++i) p[i] = Narrow<S>::from(v[i]);
+    const Halves h = narrow(S{}, v);
+    __builtin_memcpy(p, &h, sizeof h);
   }
+}
+
+// dst[i] = src[i * stride], widened.
+template <class S>
+FASTCONV_INLINE void widen_row(Compute<S>* __restrict dst, const S* __restrict src, int64_t n,
+                               int64_t stride) {
+  constexpr int W = kW<Compute<S>>;
+  int64_t i = 0;
+  if (stride == 1)
+    for (; i + W <= n; i += W) store<Compute<S>>(dst + i, load_widened<S>(src + i));
+  for (; i < n; ++i) dst[i] = widen(src[i * stride]);
+}
+
+// dst[i * stride] = src[i], narrowed.
+template <class S>
+FASTCONV_INLINE void narrow_row(S* __restrict dst, const Compute<S>* __restrict src, int64_t n,
+                                int64_t stride) {
+  constexpr int W = kW<Compute<S>>;
+  int64_t i = 0;
+  if (stride == 1)
+    for (; i + W <= n; i += W) store_narrowed<S>(dst + i, load<Compute<S>>(src + i));
+  for (; i < n; ++i) dst[i * stride] = Narrow<S>::from(src[i]);
 }
 
 }  // namespace fastconv::FASTCONV_NS
