@@ -76,7 +76,10 @@ inline double fma_peak(int64_t iterations) {
   Vec<float> acc[12] = {}, a = load<float>(in), b = load<float>(in);
   for (int64_t i = 0; i < iterations; ++i) {
 #pragma GCC unroll 12
-    for (int j = 0; j < 12; ++j) fma<float>(acc[j], a, b);
+    for (int j = 0; j < 12; ++j) {
+      opaque<float>(b);  // else, without FMA, one product serves every accumulator
+      fma<float>(acc[j], a, b);
+    }
     asm volatile("" : "+m"(in));  // the operands stay unknown to the compiler
     a = load<float>(in), b = load<float>(in);
   }
