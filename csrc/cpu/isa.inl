@@ -7,13 +7,15 @@
 #include "epilogue.h"
 #include "tile.inl"
 #include "slab.inl"
+#include "rows.inl"
 #include "pack.inl"
 #include "store.inl"
 #include "conv_direct.inl"
 #include "weight_grad.inl"
 #include "depthwise.inl"
 #include "pool.inl"
-#include "pool_grad.inl"
+#include "avg_pool.inl"
+#include "max_pool.inl"
 #include "add.inl"
 
 namespace fastconv::FASTCONV_NS {

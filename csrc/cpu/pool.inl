@@ -1,9 +1,4 @@
-// Max and average pooling: bound by memory.
-//
-// Channel-last: vectors along channels, windows clipped at the edges. Otherwise one plane at a
-// time. Max: the rows a window needs live in a ring, padded with -inf and split by column phase
-// (column mod stride), so that every tap of a row of outputs is one contiguous vector stream.
-// Average: the window's rows are added into one row, then its columns from that row.
+// What max and average pooling share: windows and their places, in both directions.
 namespace fastconv::FASTCONV_NS {
 
 template <class S>
@@ -19,7 +14,9 @@ struct Range {
 inline Range taps_inside(const PoolAxis& a, int64_t origin) {
   Range t;
   t.first = origin < 0 ? ceil_div(-origin, a.dil) : 0;
-  t.last = origin < a.in ? min64(a.k, ceil_div(a.in - origin, a.dil)) : 0;
+  t.last = a.k;
+  if (origin + (a.k - 1) * a.dil >= a.in)
+    t.last = origin < a.in ? ceil_div(a.in - origin, a.dil) : 0;
   if (t.last < t.first) t.last = t.first;
   return t;
 }
@@ -44,309 +41,140 @@ inline double divisor_of(const PoolProblem& p, int64_t rows, int64_t cols) {
   return p.divisor ? p.divisor : max64(rows * cols, 1);  // an empty window's sum is 0
 }
 
-template <class T>
-struct TapInt {
-  typedef int32_t type;
-};
-template <>
-struct TapInt<double> {
-  typedef int64_t type;
+// One window that holds a place: its output, the tap that reads the place, and the factor of an
+// average's 1 / divisor that belongs to the axis.
+struct Reader {
+  int64_t out, tap;
+  double scale;
 };
 
-// Tap numbers r * S + s of `lanes` outputs, as the caller wants them: output i is `step` elements
-// and `dq` columns after the one before.
-template <class I>
-inline void store_taps(const PoolJob& j, int64_t to, int64_t step, const I* taps, int64_t lanes,
-                       int64_t p, int64_t q, int64_t dq) {
-  const PoolAxis &rows = j.p.rows, &cols = j.p.cols;
-  if (j.index_type == IndexType::window8) {
-    uint8_t* out = (uint8_t*)j.index.data + to;
-    for (int64_t i = 0; i < lanes; ++i) out[i * step] = (uint8_t)taps[i];
-  } else if (j.index_type == IndexType::window32) {
-    int32_t* out = (int32_t*)j.index.data + to;
-    for (int64_t i = 0; i < lanes; ++i) out[i * step] = (int32_t)taps[i];
-  } else {
-    int64_t* out = (int64_t*)j.index.data + to;
-    const int64_t h0 = p * rows.stride - rows.pad, w0 = q * cols.stride - cols.pad;
-    for (int64_t i = 0; i < lanes; ++i)
-      out[i * step] = (h0 + taps[i] / cols.k * rows.dil) * cols.in + w0 + i * dq * cols.stride +
-                      taps[i] % cols.k * cols.dil;
+// The windows that hold each place of an axis, in ascending order.
+struct Readers {
+  int64_t* start;  // [in + 1] into list
+  Reader* list;
+
+  const Reader* begin(int64_t place) const { return list + start[place]; }
+  const Reader* end(int64_t place) const { return list + start[place + 1]; }
+
+  // The same windows hold this place and the one before.
+  bool same(int64_t place) const {
+    const Reader *a = begin(place), *b = end(place), *before = begin(place - 1);
+    if (b - a != a - before) return false;
+    while (a < b && a->out == before->out) ++a, ++before;
+    return a == b;
   }
-}
 
-// The running maximum: the first of equals wins, and any NaN.
-template <class T, bool kIndex>
-FASTCONV_INLINE void maximum(Vec<T>& best, IVec<T>& place, Vec<T> v, int64_t tap) {
-  const IVec<T> wins = (v > best) | (v != v);
-  best = select<T>(wins, v, best);
-  if constexpr (kIndex) place = wins ? IVec<T>{} + (typename TapInt<T>::type)tap : place;
-}
+  static int64_t bytes(const PoolAxis& a) {
+    const int64_t most = a.adaptive ? a.in + 2 * a.out : a.out * a.k;
+    return (a.in + 1) * sizeof(int64_t) + most * sizeof(Reader);
+  }
 
-template <class S>
-FASTCONV_INLINE Vec<Compute<S>> load_lanes(const S* p, int64_t lanes) {
-  typedef Compute<S> T;
-  if (lanes == kW<T>) return load_widened<S>(p);
-  T buffer[kW<T>] = {};
-  widen_row<S>(buffer, p, lanes, 1);
-  return load<T>(buffer);
-}
-
-template <class S, bool kIndex>
-inline void max_channels(const PoolJob& j, int64_t n, int64_t p) {
-  typedef Compute<S> T;
-  constexpr int W = kW<T>;
-  const PoolAxis &rows = j.p.rows, &cols = j.p.cols;
-  const int64_t h0 = p * rows.stride - rows.pad;
-  const Range r = taps_inside(rows, h0);
-  for (int64_t q = 0; q < cols.out; ++q) {
-    const int64_t w0 = q * cols.stride - cols.pad;
-    const Range s = taps_inside(cols, w0);
-    S* y = at<S>(j.y, n, 0, p, q);
-    for (int64_t c = 0; c < j.p.C; c += W) {
-      if (c + W > j.p.C && j.p.C > W) c = j.p.C - W;  // the last vector overlaps the one before
-      const int64_t lanes = min64(W, j.p.C - c);
-      Vec<T> best = broadcast<T>(-__builtin_inff());
-      IVec<T> place = IVec<T>{} + (typename TapInt<T>::type)(r.first * cols.k + s.first);
-      for (int64_t i = r.first; i < r.last; ++i)
-        for (int64_t k = s.first; k < s.last; ++k)
-          maximum<T, kIndex>(
-              best, place,
-              load_lanes<S>(at<S>(j.x, n, c, h0 + i * rows.dil, w0 + k * cols.dil), lanes),
-              i * cols.k + k);
-      store_lanes<S>(y + c, best, lanes, 1);
-      if constexpr (kIndex) {
-        typename TapInt<T>::type taps[W];
-        __builtin_memcpy(taps, &place, sizeof place);
-        store_taps(j, at<char>(j.index, n, c, p, q) - (char*)j.index.data, 1, taps, lanes, p, q, 0);
-      }
+  // Calls f(out, tap, place) for each place of each window, outputs ascending.
+  template <class F>
+  static void each(const PoolAxis& a, F f) {
+    for (int64_t p = 0; p < a.out; ++p) {
+      const Range w = a.adaptive ? window_of(a, p) : taps_inside(a, p * a.stride - a.pad);
+      for (int64_t i = w.first; i < w.last; ++i)
+        f(p, i, a.adaptive ? i : p * a.stride - a.pad + i * a.dil);
     }
   }
-}
 
-// Scratch of a plane's max pooling: the ring of rows, and what depends on a column only.
-template <class T>
-struct MaxRing {
-  typedef typename TapInt<T>::type Int;
-  int64_t slots, span, row;  // rows held; elements of a phase and of a row
-  T* data;
-  int64_t* offset;  // [S] where tap s of output 0 lies in a row
-  Int* first;       // [Q + W] the first tap inside the input
-
-  static MaxRing make(const PoolProblem& p, void* scratch, int64_t& bytes) {
-    MaxRing m;
-    constexpr int W = kW<T>;
-    const int64_t columns = (p.cols.out - 1) * p.cols.stride + (p.cols.k - 1) * p.cols.dil + 1;
-    m.slots = (p.rows.k - 1) * p.rows.dil + 1;
-    m.span = ceil_div(columns, p.cols.stride) + W;
-    m.row = m.span * p.cols.stride;
-    m.data = (T*)scratch;
-    m.offset = (int64_t*)((char*)scratch + align64((m.slots * m.row + W) * sizeof(T)));
-    m.first = (Int*)((char*)m.offset + align64(p.cols.k * sizeof(int64_t)));
-    bytes = (char*)(m.first + p.cols.out + W) - (char*)scratch;
-    return m;
-  }
-
-  void prepare(const PoolAxis& cols) {
-    for (int64_t i = 0; i < slots * row; ++i) data[i] = -__builtin_inff();
-    for (int64_t s = 0; s < cols.k; ++s)
-      offset[s] = s * cols.dil % cols.stride * span + s * cols.dil / cols.stride;
-    for (int64_t q = 0; q < cols.out; ++q)
-      first[q] = (Int)taps_inside(cols, q * cols.stride - cols.pad).first;
-  }
-
-  // Row h of a plane into its slot. The padding around it is written once, by prepare.
-  template <class S>
-  void fill(const S* x, int64_t step, int64_t h, const PoolAxis& cols) {
-    T* to = data + h % slots * row;
-    const int64_t stride = cols.stride, used = min64(cols.pad + cols.in, span * stride);
-    if (stride == 2 && step == 1) {
-      const int64_t pairs = (used - cols.pad) / 2;
-      T* __restrict even = to + cols.pad % 2 * span + cols.pad / 2;
-      T* __restrict odd = to + (cols.pad + 1) % 2 * span + (cols.pad + 1) / 2;
-      for (int64_t i = 0; i < pairs; ++i) even[i] = widen(x[2 * i]), odd[i] = widen(x[2 * i + 1]);
-      if ((used - cols.pad) % 2) even[pairs] = widen(x[2 * pairs]);
-      return;
+  // A divisor that the caller gave is the rows' factor.
+  static Readers make(const PoolProblem& p, const PoolAxis& a, void* scratch) {
+    const double given = !p.divisor ? 0 : &a == &p.rows ? 1.0 / p.divisor : 1;
+    Readers r = {(int64_t*)scratch, (Reader*)((int64_t*)scratch + a.in + 1)};
+    zero(r.start, a.in + 1);
+    each(a, [&](int64_t, int64_t, int64_t place) { ++r.start[place]; });
+    int64_t total = 0;
+    for (int64_t i = 0; i <= a.in; ++i) {
+      const int64_t count = r.start[i];
+      r.start[i] = total, total += count;
     }
-    for (int64_t w = cols.pad; w < min64(cols.pad + stride, used); ++w)
-      widen_row<S>(to + w % stride * span + w / stride, x + (w - cols.pad) * step,
-                   ceil_div(used - w, stride), step * stride);
+    each(a, [&](int64_t out, int64_t tap, int64_t place) {
+      r.list[r.start[place]++] = {out, tap, given ? given : 1.0 / count_of(p, a, out)};
+    });
+    for (int64_t i = a.in; i > 0; --i) r.start[i] = r.start[i - 1];  // filling moved them on
+    r.start[0] = 0;
+    return r;
   }
 };
 
-template <class S, bool kIndex>
-inline void max_plane(const PoolJob& j, MaxRing<Compute<S>>& ring, int64_t n, int64_t c) {
-  typedef Compute<S> T;
-  constexpr int W = kW<T>;
-  const PoolAxis &rows = j.p.rows, &cols = j.p.cols;
-  int64_t next = 0;  // the first row not in the ring yet
-  for (int64_t p = 0; p < rows.out; ++p) {
-    const int64_t h0 = p * rows.stride - rows.pad;
-    const Range r = taps_inside(rows, h0);
-    for (next = max64(next, h0); r.first < r.last && next <= h0 + (r.last - 1) * rows.dil; ++next)
-      ring.fill(at<S>(j.x, n, c, next, 0), j.x.stride[3], next, cols);
-    for (int64_t q = 0; q < cols.out; q += W) {
-      Vec<T> best = broadcast<T>(-__builtin_inff());
-      IVec<T> place = {};
-      if constexpr (kIndex) {
-        __builtin_memcpy(&place, ring.first + q, sizeof place);
-        place += (typename TapInt<T>::type)(r.first * cols.k);
-      }
-      int64_t slot = (h0 + r.first * rows.dil) % ring.slots;
-      for (int64_t i = r.first; i < r.last; ++i) {
-        const T* row = ring.data + slot * ring.row + q;
-        for (int64_t s = 0; s < cols.k; ++s)
-          maximum<T, kIndex>(best, place, load<T>(row + ring.offset[s]), i * cols.k + s);
-        slot += rows.dil;
-        if (slot >= ring.slots) slot -= ring.slots;
-      }
-      const int64_t lanes = min64(W, cols.out - q);
-      store_lanes<S>(at<S>(j.y, n, c, p, q), best, lanes, j.y.stride[3]);
-      if constexpr (kIndex) {
-        typename TapInt<T>::type taps[W];
-        __builtin_memcpy(taps, &place, sizeof place);
-        store_taps(j, at<char>(j.index, n, c, p, q) - (char*)j.index.data, j.index.stride[3], taps,
-                   lanes, p, q, 1);
-      }
-    }
-  }
-}
+// As many elements of type I as a vector of T has.
+template <class I, class T>
+struct IndexOf {
+  typedef I type __attribute__((vector_size(kW<T> * sizeof(I))));
+};
 
-template <class S, bool kIndex>
-inline void max_pool(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
-  if (pool_channels(j)) {
-    for (int64_t t = begin; t < end; ++t)
-      max_channels<S, kIndex>(j, t / j.p.rows.out, t % j.p.rows.out);
-    return;
-  }
-  int64_t bytes;
-  MaxRing<Compute<S>> ring = MaxRing<Compute<S>>::make(j.p, scratch, bytes);
-  ring.prepare(j.p.cols);
-  for (int64_t t = begin; t < end; ++t) max_plane<S, kIndex>(j, ring, t / j.p.C, t % j.p.C);
-}
-
-template <class S>
-inline void max_pool_run(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
-  if (j.index_type == IndexType::none) return max_pool<S, false>(j, scratch, begin, end);
-  max_pool<S, true>(j, scratch, begin, end);
-}
-
-// sum of n consecutive elements in four vectors of partial sums
-template <class S>
-inline Compute<S> sum_dense(const S* x, int64_t n) {
-  typedef Compute<S> T;
-  constexpr int W = kW<T>;
-  Vec<T> v[4] = {};
-  int64_t i = 0;
-  for (; i + 4 * W <= n; i += 4 * W)
-    for (int k = 0; k < 4; ++k) v[k] += load_widened<S>(x + i + k * W);
-  T total = sum<T>((v[0] + v[1]) + (v[2] + v[3]));
-  for (; i < n; ++i) total += widen(x[i]);
-  return total;
-}
-
-// to[i] += x[i * step]
-template <class S>
-FASTCONV_INLINE void add_row(Compute<S>* __restrict to, const S* __restrict x, int64_t n,
-                             int64_t step) {
-  if (step == 1)
-    for (int64_t i = 0; i < n; ++i) to[i] += widen(x[i]);
+template <class T, class I>
+FASTCONV_INLINE typename IndexOf<I, T>::type load_index(const I* index, int64_t lanes) {
+  typename IndexOf<I, T>::type v = {};
+  if (lanes == kW<T>)
+    __builtin_memcpy(&v, index, sizeof v);
   else
-    for (int64_t i = 0; i < n; ++i) to[i] += widen(x[i * step]);
+    for (int64_t i = 0; i < lanes; ++i) v[i] = index[i];
+  return v;
 }
 
-// Sums of a window row by row, so that no partial sum takes more than a row of terms.
-template <class S>
-inline void avg_channels(const PoolJob& j, void* scratch, int64_t n, int64_t p) {
+// U vectors of channels from c of `count` places from (h, w) on, which the same windows hold: each
+// gathers from those. A maximum's gradient is dy where the index is the place's, an average's is
+// dy / divisor.
+template <class S, class I, bool kMax, int U>
+FASTCONV_INLINE void grad_places(const PoolJob& j, const Readers& rows, const Readers& cols,
+                                 int64_t n, int64_t h, int64_t w, int64_t count, int64_t c,
+                                 int64_t lanes) {
   typedef Compute<S> T;
-  const int64_t C = j.p.C;
-  T *total = (T*)scratch, *part = total + C;
-  const Range h = window_of(j.p.rows, p);
-  const int64_t counted = count_of(j.p, j.p.rows, p);
-  for (int64_t q = 0; q < j.p.cols.out; ++q) {
-    const Range w = window_of(j.p.cols, q);
-    const bool by_rows = w.last - w.first > 8;
-    T* to = by_rows ? part : total;
-    zero(total, C);
-    for (int64_t r = h.first; r < h.last; ++r) {
-      if (by_rows) zero(part, C);
-      for (int64_t s = w.first; s < w.last; ++s) add_row<S>(to, at<S>(j.x, n, 0, r, s), C, 1);
-      if (by_rows) add_row<T>(total, part, C, 1);
+  constexpr int W = kW<T>;
+  Vec<T> sum[U] = {};
+  for (const Reader* r = rows.begin(h); r < rows.end(h); ++r)
+    for (const Reader* s = cols.begin(w); s < cols.end(w); ++s) {
+      const S* from = at<S>(j.y, n, c, r->out, s->out);
+      const T scale = (T)(r->scale * s->scale);
+      const I* index = kMax ? at<I>(j.index, n, c, r->out, s->out) : nullptr;
+      const I wanted = j.index_type == IndexType::flat64 ? (I)(h * j.p.cols.in + w)
+                                                         : (I)(r->tap * j.p.cols.k + s->tap);
+      for (int u = 0; u < U; ++u) {
+        const Vec<T> dy = load_lanes<S>(from + u * W, lanes);
+        if constexpr (kMax) {
+          // Compared as wide as it is stored: an index outside the plane must not wrap.
+          const auto place = load_index<T>(index + u * W, lanes);
+          const auto match = place == decltype(place){} + wanted;
+          sum[u] += __builtin_convertvector(match, IVec<T>) ? dy : Vec<T>{};
+        } else {
+          sum[u] += dy * scale;
+        }
+      }
     }
-    const T divisor = (T)divisor_of(j.p, counted, count_of(j.p, j.p.cols, q));
-    S* y = at<S>(j.y, n, 0, p, q);
-    for (int64_t c = 0; c < C; ++c) y[c] = Narrow<S>::from(total[c] / divisor);
-  }
+  S* dx = at<S>(j.x, n, c, h, w);
+  for (int64_t i = 0; i < count; ++i, dx += j.x.stride[3])
+    for (int u = 0; u < U; ++u) store_lanes<S>(dx + u * W, sum[u], lanes, 1);
 }
 
-// Scratch of a plane's average: a row of the input, and what depends on a column only.
-template <class T>
-struct AvgColumns {
-  T* row;          // [W]
-  T* counted;      // [Q] the column's factor of the divisor
-  Range* windows;  // [Q]
-
-  static AvgColumns make(const PoolProblem& p, void* scratch) {
-    AvgColumns a;
-    a.windows = (Range*)scratch;
-    a.row = (T*)(a.windows + p.cols.out);
-    a.counted = a.row + p.cols.in;
-    return a;
-  }
-  static int64_t bytes(const PoolProblem& p) {
-    return p.cols.out * (sizeof(Range) + sizeof(T)) + p.cols.in * sizeof(T);
-  }
-
-  void prepare(const PoolProblem& p) {
-    for (int64_t q = 0; q < p.cols.out; ++q) {
-      windows[q] = window_of(p.cols, q);
-      counted[q] = (T)count_of(p, p.cols, q);
+// Rows of dx, channel-last (which is dense: it is the op's own output).
+template <class S, class I, bool kMax>
+inline void grad_channels(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
+  constexpr int W = kW<Compute<S>>, U = 4;
+  const Readers rows = Readers::make(j.p, j.p.rows, scratch);
+  const Readers cols =
+      Readers::make(j.p, j.p.cols, (char*)scratch + align64(Readers::bytes(j.p.rows)));
+  const int64_t H = j.p.rows.in, width = j.p.cols.in, C = j.p.C;
+  for (int64_t t = begin; t < end; ++t) {
+    const int64_t n = t / H, h = t % H;
+    if (!kMax && t > begin && h > 0 && rows.same(h)) {
+      S* dx = at<S>(j.x, n, 0, h, 0);
+      __builtin_memcpy(dx, dx - j.x.stride[2], width * C * sizeof(S));
+      continue;
+    }
+    int64_t past = 0;
+    for (int64_t w = 0; w < width; w = past) {
+      for (past = w + 1; !kMax && past < width && cols.same(past);) ++past;
+      int64_t c = 0;
+      for (; c + U * W <= C; c += U * W)
+        grad_places<S, I, kMax, U>(j, rows, cols, n, h, w, past - w, c, W);
+      by_vectors<W>(c, C, [&](int64_t from, int64_t lanes) {
+        grad_places<S, I, kMax, 1>(j, rows, cols, n, h, w, past - w, from, lanes);
+      });
     }
   }
-
-  // The divisor of column q in a row of windows that counts `rows`.
-  T divisor(const PoolProblem& p, T rows, int64_t q) const {
-    if (p.divisor) return (T)p.divisor;
-    const T places = rows * counted[q];
-    return places > 0 ? places : T(1);
-  }
-};
-
-template <class S>
-inline void avg_plane(const PoolJob& j, AvgColumns<Compute<S>>& a, int64_t n, int64_t c) {
-  typedef Compute<S> T;
-  const PoolAxis &rows = j.p.rows, &cols = j.p.cols;
-  const bool dense = j.x.stride[3] == 1 && j.x.stride[2] == cols.in;
-  if (rows.adaptive && rows.out == 1 && cols.out == 1 && dense) {
-    const int64_t places = rows.in * cols.in;
-    const T mean = sum_dense<S>(at<S>(j.x, n, c, 0, 0), places) / (T)places;
-    *at<S>(j.y, n, c, 0, 0) = Narrow<S>::from(mean);
-    return;
-  }
-  for (int64_t p = 0; p < rows.out; ++p) {
-    const Range h = window_of(rows, p);
-    const T counted = (T)count_of(j.p, rows, p);
-    zero(a.row, cols.in);
-    for (int64_t r = h.first; r < h.last; ++r)
-      add_row<S>(a.row, at<S>(j.x, n, c, r, 0), cols.in, j.x.stride[3]);
-    for (int64_t q = 0; q < cols.out; ++q) {
-      const Range w = a.windows[q];
-      T total = 0;
-      for (int64_t s = w.first; s < w.last; ++s) total += a.row[s];
-      *at<S>(j.y, n, c, p, q) = Narrow<S>::from(total / a.divisor(j.p, counted, q));
-    }
-  }
-}
-
-template <class S>
-inline void avg_pool_run(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
-  if (pool_channels(j)) {
-    for (int64_t t = begin; t < end; ++t)
-      avg_channels<S>(j, scratch, t / j.p.rows.out, t % j.p.rows.out);
-    return;
-  }
-  AvgColumns<Compute<S>> columns = AvgColumns<Compute<S>>::make(j.p, scratch);
-  columns.prepare(j.p);
-  for (int64_t t = begin; t < end; ++t) avg_plane<S>(j, columns, t / j.p.C, t % j.p.C);
 }
 
 }  // namespace fastconv::FASTCONV_NS

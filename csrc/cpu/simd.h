@@ -94,11 +94,17 @@ FASTCONV_INLINE Vec<T> select(IVec<T> mask, Vec<T> yes, Vec<T> no) {
   return mask ? yes : no;
 }
 
-template <class T>
-FASTCONV_INLINE T sum(Vec<T> v) {
-  T total = 0;
-  for (int i = 0; i < kW<T>; ++i) total += v[i];
-  return total;
+// Halves are added until one lane is left.
+template <class T, int kLanes = kW<T>, class V>
+FASTCONV_INLINE T sum(V v) {
+  if constexpr (kLanes == 1) {
+    return v[0];
+  } else {
+    typedef T Half __attribute__((vector_size(kLanes / 2 * sizeof(T))));
+    Half half[2];
+    __builtin_memcpy(half, &v, sizeof half);
+    return sum<T, kLanes / 2>(half[0] + half[1]);
+  }
 }
 
 // Rows of interleaved halves; applied log2(W) times it transposes a W x W block.
@@ -118,6 +124,27 @@ FASTCONV_INLINE void interleave(Vec<T> a, Vec<T> b, Vec<T>& lo, Vec<T>& hi) {
     lo = __builtin_shuffle(a, b, IVec<T>{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
     hi = __builtin_shuffle(a, b,
                            IVec<T>{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
+  }
+}
+
+// The inverse: elements of even and of odd index.
+template <class T>
+FASTCONV_INLINE void deinterleave(Vec<T> a, Vec<T> b, Vec<T>& even, Vec<T>& odd) {
+  constexpr int W = kW<T>;
+  if constexpr (W == 2) {
+    even = __builtin_shuffle(a, b, IVec<T>{0, 2});
+    odd = __builtin_shuffle(a, b, IVec<T>{1, 3});
+  } else if constexpr (W == 4) {
+    even = __builtin_shuffle(a, b, IVec<T>{0, 2, 4, 6});
+    odd = __builtin_shuffle(a, b, IVec<T>{1, 3, 5, 7});
+  } else if constexpr (W == 8) {
+    even = __builtin_shuffle(a, b, IVec<T>{0, 2, 4, 6, 8, 10, 12, 14});
+    odd = __builtin_shuffle(a, b, IVec<T>{1, 3, 5, 7, 9, 11, 13, 15});
+  } else {
+    even = __builtin_shuffle(
+        a, b, IVec<T>{0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30});
+    odd = __builtin_shuffle(
+        a, b, IVec<T>{1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31});
   }
 }
 
@@ -325,26 +352,73 @@ FASTCONV_INLINE void store_narrowed(S* p, Vec<Compute<S>> v) {
   }
 }
 
+// n <= 2 N elements, as two pieces of constant size that may overlap.
+template <int N, class S>
+FASTCONV_INLINE void copy_short(S* to, const S* from, int64_t n) {
+  if (n >= N) {
+    S first[N], last[N];
+    __builtin_memcpy(first, from, sizeof first);
+    __builtin_memcpy(last, from + n - N, sizeof last);
+    __builtin_memcpy(to, first, sizeof first);
+    __builtin_memcpy(to + n - N, last, sizeof last);
+  } else if constexpr (N > 1) {
+    copy_short<N / 2>(to, from, n);
+  }
+}
+
+// The first `lanes` of a vector; the others are zero.
+template <class S>
+FASTCONV_INLINE Vec<Compute<S>> load_lanes(const S* p, int64_t lanes) {
+  constexpr int W = kW<Compute<S>>;
+  if (lanes == W) return load_widened<S>(p);
+  S buffer[W] = {};
+  for (int64_t i = 0; i < lanes; ++i) buffer[i] = p[i];
+  return load_widened<S>(buffer);
+}
+template <class S>
+FASTCONV_INLINE void store_lanes(S* p, Vec<Compute<S>> v, int64_t lanes, int64_t step) {
+  constexpr int W = kW<Compute<S>>;
+  if (lanes == W && step == 1) return store_narrowed<S>(p, v);
+  S buffer[W];
+  store_narrowed<S>(buffer, v);
+  if (step == 1)
+    copy_short<W / 2>(p, buffer, lanes);
+  else
+    for (int64_t i = 0; i < lanes; ++i) p[i * step] = buffer[i];
+}
+
+// f(i, lanes) for vectors that cover [first, n); the last one overlaps the one before.
+template <int W, class F>
+FASTCONV_INLINE void by_vectors(int64_t first, int64_t n, F f) {
+  if (n < W) {
+    if (first < n) f(first, n - first);
+    return;
+  }
+  for (; first < n; first += W) f(first < n - W ? first : n - W, int64_t{W});
+}
+
 // dst[i] = src[i * stride], widened.
 template <class S>
 FASTCONV_INLINE void widen_row(Compute<S>* __restrict dst, const S* __restrict src, int64_t n,
                                int64_t stride) {
-  constexpr int W = kW<Compute<S>>;
-  int64_t i = 0;
-  if (stride == 1)
-    for (; i + W <= n; i += W) store<Compute<S>>(dst + i, load_widened<S>(src + i));
-  for (; i < n; ++i) dst[i] = widen(src[i * stride]);
+  typedef Compute<S> T;
+  if (stride == 1 && n >= kW<T>)
+    by_vectors<kW<T>>(
+        0, n, [&](int64_t i, int64_t) { store<T>(dst + i, load_widened<S>(src + i)); });
+  else
+    for (int64_t i = 0; i < n; ++i) dst[i] = widen(src[i * stride]);
 }
 
 // dst[i * stride] = src[i], narrowed.
 template <class S>
 FASTCONV_INLINE void narrow_row(S* __restrict dst, const Compute<S>* __restrict src, int64_t n,
                                 int64_t stride) {
-  constexpr int W = kW<Compute<S>>;
-  int64_t i = 0;
-  if (stride == 1)
-    for (; i + W <= n; i += W) store_narrowed<S>(dst + i, load<Compute<S>>(src + i));
-  for (; i < n; ++i) dst[i * stride] = Narrow<S>::from(src[i]);
+  typedef Compute<S> T;
+  if (stride == 1 && n >= kW<T>)
+    by_vectors<kW<T>>(
+        0, n, [&](int64_t i, int64_t) { store_narrowed<S>(dst + i, load<T>(src + i)); });
+  else
+    for (int64_t i = 0; i < n; ++i) dst[i * stride] = Narrow<S>::from(src[i]);
 }
 
 }  // namespace fastconv::FASTCONV_NS

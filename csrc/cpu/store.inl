@@ -1,12 +1,6 @@
 // From a panel of accumulators [pixel][kPanel] to the output: epilogue, narrowing, layout.
 namespace fastconv::FASTCONV_NS {
 
-template <class S>
-FASTCONV_INLINE void store_lanes(S* p, Vec<Compute<S>> v, int64_t lanes, int64_t step) {
-  if (lanes == kW<Compute<S>> && step == 1) return store_narrowed<S>(p, v);
-  for (int64_t i = 0; i < lanes; ++i) p[i * step] = Narrow<S>::from(v[i]);
-}
-
 // Where a panel goes: `lanes` output channels from element k0 of each operand, one image.
 template <class S>
 struct PanelStore {
