@@ -3,6 +3,7 @@
 #include "blocking.h"
 #include "jobs.h"
 #include "simd.h"
+#include "half.h"
 // in this order:
 #include "epilogue.h"
 #include "tile.inl"
