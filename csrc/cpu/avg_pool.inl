@@ -1,7 +1,8 @@
 // Average pooling and its gradient: bound by memory.
 //
-// Channel-last: vectors along channels. Otherwise one plane at a time: the rows of a window are added
-// into one row, whose columns are split by phase and added in turn; the gradient goes the other way.
+// Channel-last: vectors along channels. Otherwise one plane at a time: the rows of a window are
+// added into one row, whose columns are split by phase and added in turn; the gradient goes the
+// other way.
 namespace fastconv::FASTCONV_NS {
 
 // The means of U vectors of channels over rows x cols pixels; a partial sum is a row of a window.
@@ -79,8 +80,7 @@ struct AvgPlane {
     s.split = s.row + columns + W;
     s.outer = s.split + s.phases.size() + W;
     s.counted = s.outer + s.left + max64(s.phases.span, a.out) + W;
-    s.windows = (Range*)((char*)scratch +
-                         align64((char*)(s.counted + a.out + W) - (char*)scratch));
+    s.windows = (Range*)((char*)scratch + align64((char*)(s.counted + a.out + W) - (char*)scratch));
     s.total = (char*)(s.windows + a.out) - (char*)scratch;
     return s;
   }

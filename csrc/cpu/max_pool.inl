@@ -1,9 +1,9 @@
 // Max pooling and its gradient: bound by memory.
 //
-// Channel-last: vectors along channels, windows clipped at the edges. Otherwise one plane at a time:
-// the rows a window needs live in a ring, padded with -inf and split by column phase (column mod
-// stride), so that every tap of a row of outputs is one contiguous vector stream. The gradient is
-// added to a plane of sums, one output at a time.
+// Channel-last: vectors along channels, windows clipped at the edges. Otherwise one plane at a
+// time: the rows a window needs live in a ring, padded with -inf and split by column phase (column
+// mod stride), so that every tap of a row of outputs is one contiguous vector stream. The gradient
+// is added to a plane of sums, one output at a time.
 namespace fastconv::FASTCONV_NS {
 
 template <class T>
@@ -39,8 +39,7 @@ inline void store_taps(const PoolJob& j, int64_t to, int64_t step, IVec<T> taps,
     for (int64_t i = 0; i < lanes; ++i) {
       const uint32_t tap = (uint32_t)taps[i], r = tap / (uint32_t)cols.k;  // 32 bits divide faster
       const int64_t s = tap - r * cols.k;
-      out[i * step] =
-          (h0 + r * rows.dil) * cols.in + w0 + i * dq * cols.stride + s * cols.dil;
+      out[i * step] = (h0 + r * rows.dil) * cols.in + w0 + i * dq * cols.stride + s * cols.dil;
     }
   }
 }
@@ -77,8 +76,8 @@ inline void max_channels(const PoolJob& j, int64_t n, int64_t p) {
       }
       store_lanes<S>(y + c, best, lanes, 1);
       if constexpr (kIndex)
-        store_taps<T>(j, at<char>(j.index, n, c, p, q) - (char*)j.index.data, 1, place, lanes, p,
-                        q, 0);
+        store_taps<T>(j, at<char>(j.index, n, c, p, q) - (char*)j.index.data, 1, place, lanes, p, q,
+                      0);
     });
   }
 }
@@ -97,8 +96,8 @@ struct MaxRing {
   static MaxRing make(const PoolProblem& p, void* scratch, int64_t& bytes) {
     MaxRing m;
     constexpr int W = kW<T>;
-    const int64_t columns = max64((p.cols.out - 1) * p.cols.stride + (p.cols.k - 1) * p.cols.dil + 1,
-                                  p.cols.pad + p.cols.in);
+    const int64_t columns = max64(
+        (p.cols.out - 1) * p.cols.stride + (p.cols.k - 1) * p.cols.dil + 1, p.cols.pad + p.cols.in);
     m.phases = {p.cols.stride, ceil_div(columns, p.cols.stride) + W};
     m.slots = (p.rows.k - 1) * p.rows.dil + 1;
     m.row = m.phases.size();
@@ -149,7 +148,7 @@ inline void max_plane(const PoolJob& j, MaxRing<Compute<S>>& ring, int64_t n, in
       store_lanes<S>(at<S>(j.y, n, c, p, q), best, lanes, j.y.stride[3]);
       if constexpr (kIndex)
         store_taps<T>(j, at<char>(j.index, n, c, p, q) - (char*)j.index.data, j.index.stride[3],
-                        place, lanes, p, q, 1);
+                      place, lanes, p, q, 1);
     });
   }
 }

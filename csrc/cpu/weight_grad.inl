@@ -160,9 +160,9 @@ inline void bias_grad_pixels(const S* x, int64_t pixels, int64_t step, int64_t c
     for (; i + 4 <= last; i += 4, x += 4 * step) {
       const S *x1 = x + step, *x2 = x1 + step, *x3 = x2 + step;
       for (int64_t k = 0; k < whole; k += W)
-        store<T>(part + k, load<T>(part + k) +
-                               ((load_widened<S>(x + k) + load_widened<S>(x1 + k)) +
-                                (load_widened<S>(x2 + k) + load_widened<S>(x3 + k))));
+        store<T>(part + k,
+                 load<T>(part + k) + ((load_widened<S>(x + k) + load_widened<S>(x1 + k)) +
+                                      (load_widened<S>(x2 + k) + load_widened<S>(x3 + k))));
       for (int64_t k = whole; k < channels; ++k)
         part[k] += (widen(x[k]) + widen(x1[k])) + (widen(x2[k]) + widen(x3[k]));
     }
@@ -193,8 +193,8 @@ inline double bias_grad_plane(const View& dy, const S* x) {
   return total;
 }
 
-// db[k] = sum over n, p, q of dy[n, k, p, q]. Partial sums are short and their sum is in double; the
-// order within a channel does not depend on [begin, end).
+// db[k] = sum over n, p, q of dy[n, k, p, q]. Partial sums are short and their sum is in double;
+// the order within a channel does not depend on [begin, end).
 template <class S>
 inline void bias_grad_run(const View& dy, void* db, int64_t begin, int64_t end) {
   const bool channels = dy.stride[1] == 1, dense = dy.stride[2] == dy.size[3] * dy.stride[3];
