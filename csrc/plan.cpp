@@ -28,6 +28,18 @@ const char* refuse_depthwise(const ConvProblem& p, const Capabilities&, Directio
   return nullptr;
 }
 
+const char* refuse_winograd(const ConvProblem& p, const Capabilities&, Direction direction) {
+  if (p.dtype == DType::f64) return "its rounding is too coarse for float64";
+  if (p.R != p.S || (p.R != 3 && p.R != 5)) return "the kernel is neither 3x3 nor 5x5";
+  if (p.stride_h != 1 || p.stride_w != 1) return "the stride is not 1";
+  if (p.dil_h != 1 || p.dil_w != 1) return "the kernel is dilated";
+  if (p.C / p.G < 12 || p.K / p.G < 12) return "too few channels per group to pay its transforms";
+  if (direction == Direction::weight_grad) return "its weight gradient is not written yet";
+  const bool forward = direction == Direction::forward;
+  if (p.N * (forward ? p.P * p.Q : p.H * p.W) < 16) return "too few pixels to pay for its weights";
+  return nullptr;
+}
+
 const char* refuse_direct(const ConvProblem&, const Capabilities&, Direction) { return nullptr; }
 
 const char* refuse_cuda_gradient(Direction direction) {
@@ -69,6 +81,7 @@ const std::vector<PlanRow>& plan_table() {
   static const std::vector<PlanRow> table = {
       {"conv1x1", Backend::cpu, Algorithm::conv1x1, refuse_conv1x1},
       {"depthwise", Backend::cpu, Algorithm::depthwise, refuse_depthwise},
+      {"winograd", Backend::cpu, Algorithm::winograd, refuse_winograd},
       {"direct", Backend::cpu, Algorithm::direct, refuse_direct},
       {"conv1x1", Backend::cuda, Algorithm::conv1x1, refuse_cuda_conv1x1},
       {"stem", Backend::cuda, Algorithm::stem, refuse_stem},

@@ -13,7 +13,7 @@ struct Capabilities {
   bool tf32;  // of CUDA: float32 products may be made in tf32
 };
 
-enum class Algorithm : int32_t { conv1x1, stem, depthwise, implicit_gemm, direct };
+enum class Algorithm : int32_t { conv1x1, stem, depthwise, winograd, implicit_gemm, direct };
 
 struct PlanRow {
   const char* name;

@@ -3,6 +3,7 @@
 #include "../plan.h"
 #include "blocking.h"
 #include "cpu.h"
+#include "winograd.h"
 
 #include <initializer_list>
 
@@ -78,6 +79,31 @@ void run_direct(const TapConv& job) {
   });
 }
 
+void run_winograd(const TapConv& job) {
+  const KernelTable& kernels = cpu_kernels();
+  const WinogradBlocking b =
+      winograd_blocking(job, kernels.panel_f32, torch::stable::get_num_threads());
+  const double work = flops(job);
+  const int64_t pairs = job.G * ceil_div(job.K, kernels.panel_f32);
+  const int64_t u_size = b.packed ? pairs * b.chunks * b.u_chunk : 0;
+  // Where several tasks share a block, they share its inputs.
+  const int64_t v_size = b.panel_blocks > 1 ? b.blocks * b.form.points() * b.v_point : 0;
+  float* shared = (float*)scratch(Slot::shared, (u_size + v_size) * sizeof(float));
+  float *u = u_size ? shared : nullptr, *v = v_size ? shared + u_size : nullptr;
+  auto own = [&] { return scratch(Slot::own, kernels.winograd_scratch(job, b)); };
+  if (u)
+    parallel_tasks(pairs, work, [&](int64_t begin, int64_t end) {
+      kernels.winograd_pack(job, b, u, own(), begin, end);
+    });
+  if (v)
+    parallel_tasks(b.blocks * ceil_div(job.C, b.lanes), work, [&](int64_t begin, int64_t end) {
+      kernels.winograd_inputs(job, b, v, own(), begin, end);
+    });
+  parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
+    kernels.winograd_run(job, b, u, v, own(), begin, end);
+  });
+}
+
 void run_depthwise(const TapConv& job) {
   const KernelTable& kernels = cpu_kernels();
   parallel_tasks(depthwise_channels(job) ? job.N * job.P : job.N * job.G * job.K, 20 * flops(job),
@@ -95,6 +121,7 @@ void run(TapConv job, const PlanRow& row, Direction direction) {
       fold_pixels(job, {job.xs, job.ys, job.residual ? job.rs : job.ys});
       return run_direct(job);
     case Algorithm::depthwise: return run_depthwise(job);
+    case Algorithm::winograd: return run_winograd(job);
     default: return run_direct(job);
   }
 }

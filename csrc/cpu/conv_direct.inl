@@ -3,7 +3,7 @@
 //   for each block of outputs: slab of x | for each panel of K: for each chunk of C: for each tile
 //   of six pixels: all taps of the chunk | epilogue and store
 // The one trick: pixels are addresses, so tiles cross rows, and weights of a chunk stay in L1.
-// 1x1 convolution is this with one tap, after conv1x1.inl has folded the image into one row.
+// 1x1 convolution is this with one tap, after conv.cpp has folded the image into one row.
 namespace fastconv::FASTCONV_NS {
 
 template <class T>
@@ -98,6 +98,7 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
   Run* runs = (Run*)((char*)scratch + at.runs);
   T* weights = (T*)((char*)scratch + at.weights);  // of a chunk, where they were not packed before
   const int64_t panels = ceil_div(job.K, L), taps = job.rows.count * job.cols.count;
+  const S* x_end = input_end<S>(job);
   Slab<T> slab = {};
   int64_t filled = -1;
   for (int64_t task = begin; task < end; ++task) {
@@ -113,7 +114,7 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
       slab = make_slab((T*)scratch, job.C, slab_h, slab_w, b.planar);
       fill_slab<S>(slab, (const S*)job.x + n * job.xs[0] + g * job.C * job.xs[1], job.xs, job.C,
                    job.H, job.W, p0 * job.stride_h + job.rows.offset, slab_h,
-                   q0 * job.stride_w + job.cols.offset, slab_w);
+                   q0 * job.stride_w + job.cols.offset, slab_w, x_end);
       filled = block;
     }
     for (int64_t panel = first; panel < min64(first + b.panels, panels); ++panel) {
@@ -125,21 +126,7 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
         accumulate_block(job, slab, rows, cols, runs, run_count, packed ? w : weights, acc, c0 > 0);
         w += packed ? taps * cn * L : 0;
       }
-      const int64_t k0 = g * job.K + panel * L;
-      PanelStore<S> to = {
-          job.bias ? (const S*)job.bias + k0 * job.bias_s : nullptr,
-          job.residual ? (const S*)job.residual + n * job.rs[0] + k0 * job.rs[1] : nullptr,
-          (S*)job.y + n * job.ys[0] + k0 * job.ys[1],
-          job.bias_s,
-          job.rs[1],
-          job.rs[2],
-          job.rs[3],
-          job.ys[1],
-          job.ys[2],
-          job.ys[3],
-          min64(L, job.K - panel * L),
-          job.activation};
-      store_panel<S>(to, acc, p0, q0, rows, cols);
+      store_panel<S>(panel_store<S>(job, n, g, panel), acc, p0, q0, rows, cols);
     }
   }
 }

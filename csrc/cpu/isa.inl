@@ -1,17 +1,20 @@
 // All kernels of one ISA, as a table. An ISA file defines FASTCONV_NS, FASTCONV_BYTES and
 // FASTCONV_ISA_NAME, includes this and nothing else.
 #include "blocking.h"
+#include "winograd.h"
 #include "jobs.h"
 #include "simd.h"
 #include "half.h"
 // in this order:
 #include "epilogue.h"
 #include "tile.inl"
-#include "slab.inl"
 #include "rows.inl"
 #include "pack.inl"
+#include "slab.inl"
 #include "store.inl"
 #include "conv_direct.inl"
+#include "winograd_tile.inl"
+#include "conv_winograd.inl"
 #include "weight_grad.inl"
 #include "depthwise.inl"
 #include "pool.inl"
@@ -52,8 +55,39 @@ static int64_t scratch(const TapConv& j, const Blocking& b) {
   FASTCONV_BY_DTYPE(j.dtype, conv_scratch<Compute<S>>(j, b).total)
 }
 static void run(const TapConv& j, const Blocking& b, const void* packed, void* scratch,
-                int64_t begin, int64_t end) {
-  FASTCONV_BY_DTYPE(j.dtype, conv_run<S>(j, b, packed, scratch, begin, end))
+                int64_t begin, int64_t end){
+    FASTCONV_BY_DTYPE(j.dtype, conv_run<S>(j, b, packed, scratch, begin, end))}
+// Winograd is for float arithmetic.
+#define FASTCONV_BY_STORAGE(dtype, call) \
+  switch (dtype) {                       \
+    case DType::bf16: {                  \
+      typedef bf16 S;                    \
+      return call;                       \
+    }                                    \
+    case DType::f16: {                   \
+      typedef f16 S;                     \
+      return call;                       \
+    }                                    \
+    default: {                           \
+      typedef float S;                   \
+      return call;                       \
+    }                                    \
+  }
+
+static int64_t wino_scratch(const TapConv& j, const WinogradBlocking& b) {
+  return winograd_scratch(j, b).total;
+}
+static void wino_pack(const TapConv& j, const WinogradBlocking& b, float* u, void* scratch,
+                      int64_t begin, int64_t end) {
+  FASTCONV_BY_STORAGE(j.dtype, winograd_pack<S>(j, b, u, scratch, begin, end))
+}
+static void wino_inputs(const TapConv& j, const WinogradBlocking& b, float* v, void* scratch,
+                        int64_t begin, int64_t end) {
+  FASTCONV_BY_STORAGE(j.dtype, winograd_inputs<S>(j, b, v, scratch, begin, end))
+}
+static void wino_run(const TapConv& j, const WinogradBlocking& b, const float* u, const float* v,
+                     void* scratch, int64_t begin, int64_t end) {
+  FASTCONV_BY_STORAGE(j.dtype, winograd_run<S>(j, b, u, v, scratch, begin, end))
 }
 static int64_t dw_scratch(const TapConv& j) { FASTCONV_BY_DTYPE(j.dtype, depthwise_scratch<S>(j)) }
 static void dw_run(const TapConv& j, void* scratch, int64_t begin, int64_t end) {
@@ -103,12 +137,13 @@ extern const KernelTable FASTCONV_TABLE;
 const KernelTable FASTCONV_TABLE = {
     FASTCONV_ISA_NAME,        FASTCONV_NS::kPanel<float>, FASTCONV_NS::kPanel<double>,
     FASTCONV_NS::packed_size, FASTCONV_NS::pack,          FASTCONV_NS::scratch,
-    FASTCONV_NS::run,         FASTCONV_NS::dw_scratch,    FASTCONV_NS::dw_run,
-    FASTCONV_NS::wg_scratch,  FASTCONV_NS::wg_run,        FASTCONV_NS::dwg_scratch,
-    FASTCONV_NS::dwg_run,     FASTCONV_NS::bg_run,        &FASTCONV_NS::tiles_ran,
-    FASTCONV_NS::fma_peak,    FASTCONV_NS::pl_scratch,    FASTCONV_NS::mp_run,
-    FASTCONV_NS::mpg_run,     FASTCONV_NS::gather_run,    FASTCONV_NS::ap_run,
-    FASTCONV_NS::apg_run,     FASTCONV_NS::pr_run,
+    FASTCONV_NS::run,         FASTCONV_NS::wino_scratch,  FASTCONV_NS::wino_pack,
+    FASTCONV_NS::wino_inputs, FASTCONV_NS::wino_run,      FASTCONV_NS::dw_scratch,
+    FASTCONV_NS::dw_run,      FASTCONV_NS::wg_scratch,    FASTCONV_NS::wg_run,
+    FASTCONV_NS::dwg_scratch, FASTCONV_NS::dwg_run,       FASTCONV_NS::bg_run,
+    &FASTCONV_NS::tiles_ran,  FASTCONV_NS::fma_peak,      FASTCONV_NS::pl_scratch,
+    FASTCONV_NS::mp_run,      FASTCONV_NS::mpg_run,       FASTCONV_NS::gather_run,
+    FASTCONV_NS::ap_run,      FASTCONV_NS::apg_run,       FASTCONV_NS::pr_run,
 };
 
 }  // namespace fastconv

@@ -72,6 +72,8 @@ static inline bool pool_channels(const PoolJob& j) {
 
 constexpr int64_t kPairBlock = 16384;  // elements of a task where dense; else a task is (n, c or h)
 
+struct WinogradBlocking;  // winograd.h
+
 // Packed weights of a TapConv in elements of the arithmetic type; scratch of one thread in bytes.
 struct KernelTable {
   const char* isa;
@@ -82,6 +84,15 @@ struct KernelTable {
   int64_t (*conv_scratch)(const TapConv&, const Blocking&);
   void (*conv_run)(const TapConv&, const Blocking&, const void* packed, void* scratch,
                    int64_t begin, int64_t end);
+
+  // See conv_winograd.inl; ranges of (group, panel), of (block, vector of channels), of tasks.
+  int64_t (*winograd_scratch)(const TapConv&, const WinogradBlocking&);
+  void (*winograd_pack)(const TapConv&, const WinogradBlocking&, float* u, void* scratch,
+                        int64_t begin, int64_t end);
+  void (*winograd_inputs)(const TapConv&, const WinogradBlocking&, float* v, void* scratch,
+                          int64_t begin, int64_t end);
+  void (*winograd_run)(const TapConv&, const WinogradBlocking&, const float* u, const float* v,
+                       void* scratch, int64_t begin, int64_t end);
 
   int64_t (*depthwise_scratch)(const TapConv&);
   void (*depthwise_run)(const TapConv&, void* scratch, int64_t begin, int64_t end);

@@ -9,6 +9,13 @@ inline const S* end_of(const void* data, const int64_t* size, const int64_t* str
   return last + 1;
 }
 
+// Of the input of a TapConv or WeightGrad.
+template <class S, class Job>
+inline const S* input_end(const Job& job) {
+  const int64_t size[4] = {job.N, job.G * job.C, job.H, job.W};
+  return end_of<S>(job.x, size, job.xs, 4);
+}
+
 // rows[i] = src[lane * lane_s + i] of W lanes; those from `lanes` on are zero. Reads W elements of
 // each lane, wanted or not, as far as `end`.
 template <class S>

@@ -12,6 +12,25 @@ struct PanelStore {
   Activation activation;
 };
 
+// Panel `panel` of group g of image n.
+template <class S>
+inline PanelStore<S> panel_store(const TapConv& job, int64_t n, int64_t g, int64_t panel) {
+  constexpr int L = kPanel<Compute<S>>;
+  const int64_t k0 = g * job.K + panel * L;
+  return {job.bias ? (const S*)job.bias + k0 * job.bias_s : nullptr,
+          job.residual ? (const S*)job.residual + n * job.rs[0] + k0 * job.rs[1] : nullptr,
+          (S*)job.y + n * job.ys[0] + k0 * job.ys[1],
+          job.bias_s,
+          job.rs[1],
+          job.rs[2],
+          job.rs[3],
+          job.ys[1],
+          job.ys[2],
+          job.ys[3],
+          min64(L, job.K - panel * L),
+          job.activation};
+}
+
 template <class S>
 inline void store_scalar(const PanelStore<S>& to, const Compute<S>* acc, int64_t p, int64_t q) {
   typedef Compute<S> T;

@@ -107,6 +107,7 @@ inline void weight_grad_run(const WeightGrad& job, const Blocking& b, void* scra
   Run* runs = (Run*)((char*)scratch + at.runs);
   const int64_t dy_size[4] = {job.N, job.G * job.K, job.P, job.Q};
   const S* dy_end = end_of<S>(job.dy, dy_size, job.dys, 4);
+  const S* x_end = input_end<S>(job);
   const int64_t panels = ceil_div(job.K, L), taps = job.rows.count * job.cols.count;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t c0 = task % b.chunk_blocks * b.chunk, above = task / b.chunk_blocks;
@@ -126,7 +127,7 @@ inline void weight_grad_run(const WeightGrad& job, const Blocking& b, void* scra
       const Slab<T> slab = make_slab((T*)scratch, cn, slab_h, slab_w, b.planar);
       fill_slab<S>(slab, (const S*)job.x + n * job.xs[0] + (g * job.C + c0) * job.xs[1], job.xs, cn,
                    job.H, job.W, p0 * job.stride_h + job.rows.offset, slab_h,
-                   q0 * job.stride_w + job.cols.offset, slab_w);
+                   q0 * job.stride_w + job.cols.offset, slab_w, x_end);
       entry_offsets(job, slab, cn, offsets);
       for (int64_t i = 0; i < rows; ++i)
         runs[i] = {i * job.stride_h * slab.h, job.stride_w * slab.w, cols};

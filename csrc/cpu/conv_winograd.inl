@@ -1,0 +1,234 @@
+// Winograd convolution of stride 1 (forward and input gradient), float arithmetic.
+//
+//   for each block of tiles: V = transformed x, all channels
+//     for each panel of K: for each chunk of C: for each point: M += V * U, by register tiles
+//       tiles of M to outputs | not finite? once more, directly | epilogue and store
+//
+//   U [group][panel][chunk][point][c][kPanel]   V [point][c / W][tile][W]   M [point][tile][kPanel]
+namespace fastconv::FASTCONV_NS {
+
+struct WinogradScratch {
+  int64_t v, m, u, outputs, again, slab, weights, runs, bad, total;  // byte offsets
+};
+
+inline WinogradScratch winograd_scratch(const TapConv& job, const WinogradBlocking& b) {
+  constexpr int W = kW<float>, L = kPanel<float>;
+  const int64_t f = sizeof(float), tiles = b.most_tiles(), taps = job.R * job.S;
+  const int64_t outputs = tiles * b.form.m_h * b.form.m_w * L * f;
+  const int64_t slab = (b.tile_rows * b.form.m_h + job.R) * (b.tile_cols * b.form.m_w + job.S);
+  WinogradScratch s = {};
+  s.m = s.v + b.form.points() * b.v_point * f;
+  s.u = s.m + b.form.points() * b.m_point * f;
+  s.outputs = s.u + b.u_chunk * f;
+  s.again = s.outputs + align64(outputs);
+  s.slab = s.again + align64(outputs);
+  s.weights = s.slab + align64(slab_elements(W, slab, 1, f) * f);
+  s.runs = s.weights + align64(taps * W * L * f);
+  s.bad = s.runs + align64(max64(taps, b.chunk / W) * (int64_t)sizeof(Run));
+  s.total = s.bad + align64(tiles);
+  return s;
+}
+
+// U of chunk `chunk` of a panel; `packed` is room for the weights of W channels.
+template <class S>
+inline void winograd_weights(const TapConv& job, const WinogradBlocking& b, int64_t g,
+                             int64_t panel, int64_t chunk, float* packed, float* u) {
+  constexpr int W = kW<float>, L = kPanel<float>;
+  const int64_t first = chunk * b.chunk, last = min64(first + b.chunk, job.C);
+  for (int64_t c0 = first; c0 < last; c0 += W) {
+    const int64_t cn = min64(W, last - c0);
+    pack_weights<S>(job, {g, panel, c0, cn}, packed);
+    for (int64_t c = 0; c < cn; ++c)
+      for (int half = 0; half < L; half += W) {
+        const float* from = packed + c * L + half;
+        float* to = u + (c0 - first + c) * L + half;
+        if (b.form.taps == 5)
+          weight_tile<6, 5>(from, cn * L, to, b.u_point);
+        else if (b.form.points_h() == 6)
+          weight_tile<6, 3>(from, cn * L, to, b.u_point);
+        else
+          weight_tile<4, 3>(from, cn * L, to, b.u_point);
+      }
+  }
+}
+
+// (group, panel) pairs [begin, end) of U.
+template <class S>
+inline void winograd_pack(const TapConv& job, const WinogradBlocking& b, float* u, void* scratch,
+                          int64_t begin, int64_t end) {
+  float* packed = (float*)((char*)scratch + winograd_scratch(job, b).weights);
+  const int64_t panels = ceil_div(job.K, kPanel<float>);
+  for (int64_t i = begin; i < end; ++i)
+    for (int64_t chunk = 0; chunk < b.chunks; ++chunk)
+      winograd_weights<S>(job, b, i / panels, i % panels, chunk, packed,
+                          u + (i * b.chunks + chunk) * b.u_chunk);
+}
+
+// V of a block, vectors [begin, end) of channels.
+template <class S>
+inline void winograd_input(const TapConv& job, const WinogradBlocking& b, const TileBlock& t,
+                           float* slab_data, float* v, int64_t begin, int64_t end) {
+  constexpr int W = kW<float>;
+  const int64_t rows = t.rows.start(t.rows.count() - 1) + b.form.points_h();
+  const int64_t cols = t.cols.start(t.cols.count() - 1) + b.form.points_w();
+  const int64_t tiles = t.tiles();
+  const S* x_end = input_end<S>(job);
+  const Slab<float> slab = {slab_data, 1, cols * W, W};
+  for (int64_t cv = begin; cv < end; ++cv)
+    for (int64_t n = 0; n < t.images; ++n) {
+      const S* x = (const S*)job.x + (t.n0 + n) * job.xs[0] + (t.g * job.C + cv * W) * job.xs[1];
+      fill_slab<S>(slab, x, job.xs, min64(W, job.C - cv * W), job.H, job.W, t.p0 + job.rows.offset,
+                   rows, t.q0 + job.cols.offset, cols, x_end);
+      for (int64_t i = 0; i < t.rows.count(); ++i)
+        for (int64_t j = 0; j < t.cols.count(); ++j) {
+          const float* from = slab.data + t.rows.start(i) * slab.h + t.cols.start(j) * slab.w;
+          float* to = v + (cv * tiles + t.index(n, i, j)) * W;
+          if (b.form.points_h() == 6)
+            input_tile<6>(from, slab.h, to, b.v_point);
+          else
+            input_tile<4>(from, slab.h, to, b.v_point);
+        }
+    }
+}
+
+// Items [begin, end) of (block, vector of channels): V of every block.
+template <class S>
+inline void winograd_inputs(const TapConv& job, const WinogradBlocking& b, float* inputs,
+                            void* scratch, int64_t begin, int64_t end) {
+  const int64_t vectors = ceil_div(job.C, b.lanes);
+  float* slab = (float*)((char*)scratch + winograd_scratch(job, b).slab);
+  for (int64_t i = begin; i < end; ++i)
+    winograd_input<S>(job, b, tile_block(job, b, i / vectors), slab,
+                      inputs + i / vectors * b.form.points() * b.v_point, i % vectors,
+                      i % vectors + 1);
+}
+
+// M (+)= V * U at every point, of one chunk.
+inline void winograd_multiply(const TapConv& job, const WinogradBlocking& b, const TileBlock& t,
+                              const float* v, const float* u, int64_t c0, float* m, Run* runs) {
+  constexpr int W = kW<float>, L = kPanel<float>;
+  const int64_t tiles = t.tiles(), last = min64(c0 + b.chunk, job.C);
+  int64_t run_count = 0;
+  for (int64_t c = c0; c < last; c += W) runs[run_count++] = {c * tiles, 1, min64(W, last - c)};
+  uint32_t ran = 0;
+  for (int64_t xi = 0; xi < b.form.points(); ++xi) {
+    const bool last_h = xi / b.form.points_w() == b.form.points_h() - 1;
+    const bool last_w = xi % b.form.points_w() == b.form.points_w() - 1;
+    const int64_t begin = t.begin(last_h, last_w), n = t.end(last_h, last_w) - begin;
+    const int64_t groups = ceil_div(n, kTile);
+    for (int64_t group = 0; group < groups; ++group) {
+      const int64_t from = begin + n * group / groups, to = begin + n * (group + 1) / groups;
+      const float* x[kTile];
+      for (int64_t k = 0; k < to - from; ++k) x[k] = v + xi * b.v_point + (from + k) * W;
+      fma_tile<float>((int)(to - from), x, runs, run_count, u + xi * b.u_point,
+                      m + xi * b.m_point + from * L, c0 > 0);
+      ran |= 1u << (to - from - 1);
+    }
+  }
+  mark_tiles<float>(ran, false);
+}
+
+// The outputs of a block once more by the direct kernel, into those of its tiles that are bad.
+template <class S>
+inline void winograd_again(const TapConv& job, const WinogradBlocking& b, const TileBlock& t,
+                           int64_t panel, void* scratch, const WinogradScratch& at) {
+  constexpr int W = kW<float>, L = kPanel<float>;
+  float *y = (float*)((char*)scratch + at.outputs), *again = (float*)((char*)scratch + at.again);
+  float* weights = (float*)((char*)scratch + at.weights);
+  Run* runs = (Run*)((char*)scratch + at.runs);
+  const char* bad = (const char*)scratch + at.bad;
+  const int64_t P = t.rows.outputs, Q = t.cols.outputs;
+  const int64_t rows = P + job.R - 1, cols = Q + job.S - 1;
+  const S* x_end = input_end<S>(job);
+  for (int64_t n = 0; n < t.images; ++n) {
+    for (int64_t c0 = 0; c0 < job.C; c0 += W) {
+      const int64_t cn = min64(W, job.C - c0);
+      const Slab<float> slab = make_slab((float*)((char*)scratch + at.slab), cn, rows, cols, false);
+      fill_slab<S>(slab, (const S*)job.x + (t.n0 + n) * job.xs[0] + (t.g * job.C + c0) * job.xs[1],
+                   job.xs, cn, job.H, job.W, t.p0 + job.rows.offset, rows, t.q0 + job.cols.offset,
+                   cols, x_end);
+      pack_weights<S>(job, {t.g, panel, c0, cn}, weights);
+      const int64_t run_count = make_runs(job, slab, 0, cn, runs);
+      accumulate_block(job, slab, P, Q, runs, run_count, weights, again, c0 > 0);
+    }
+    for (int64_t i = 0; i < t.rows.count(); ++i)
+      for (int64_t j = 0; j < t.cols.count(); ++j) {
+        if (!bad[t.index(n, i, j)]) continue;
+        for (int64_t row = 0; row < t.rows.size(i); ++row) {
+          const int64_t pixel = (t.rows.start(i) + row) * Q + t.cols.start(j);
+          __builtin_memcpy(y + (n * P * Q + pixel) * L, again + pixel * L,
+                           t.cols.size(j) * L * sizeof(float));
+        }
+      }
+  }
+}
+
+// M to the outputs of every tile; true where one is not finite.
+inline bool winograd_outputs(const WinogradBlocking& b, const TileBlock& t, const float* m,
+                             float* y, char* bad) {
+  constexpr int W = kW<float>, L = kPanel<float>;
+  const int64_t P = t.rows.outputs, Q = t.cols.outputs;
+  bool any = false;
+  for (int64_t n = 0; n < t.images; ++n)
+    for (int64_t i = 0; i < t.rows.count(); ++i)
+      for (int64_t j = 0; j < t.cols.count(); ++j) {
+        const int64_t tile = t.index(n, i, j);
+        float* to = y + (n * P * Q + t.rows.start(i) * Q + t.cols.start(j)) * L;
+        const int64_t rows = t.rows.size(i), cols = t.cols.size(j);
+        Lane sum = {};
+        for (int half = 0; half < L; half += W) {
+          const float* from = m + tile * L + half;
+          if (b.form.points_h() == 4)
+            sum += output_tile<4, 2>(from, b.m_point, to + half, Q * L, L, rows, cols);
+          else if (b.form.m_h == 4)
+            sum += output_tile<6, 4>(from, b.m_point, to + half, Q * L, L, rows, cols);
+          else
+            sum += output_tile<6, 2>(from, b.m_point, to + half, Q * L, L, rows, cols);
+        }
+        bad[tile] = !__builtin_isfinite(FASTCONV_NS::sum<float>(sum));
+        any |= bad[tile];
+      }
+  return any;
+}
+
+// A task: (block, range of panels), panels fastest. Null `packed`: weights are transformed here.
+// `inputs` holds V of every block, or is null: V is made here.
+template <class S>
+inline void winograd_run(const TapConv& job, const WinogradBlocking& b, const float* packed,
+                         const float* inputs, void* scratch, int64_t begin, int64_t end) {
+  constexpr int L = kPanel<float>;
+  const WinogradScratch at = winograd_scratch(job, b);
+  char* own = (char*)scratch;
+  float *m = (float*)(own + at.m), *u = (float*)(own + at.u), *y = (float*)(own + at.outputs);
+  const int64_t panels = ceil_div(job.K, L);
+  int64_t filled = -1;
+  TileBlock t = {};
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t block = task / b.panel_blocks, first = task % b.panel_blocks * b.panels;
+    if (block != filled) {
+      t = tile_block(job, b, block);
+      if (!inputs)
+        winograd_input<S>(job, b, t, (float*)(own + at.slab), (float*)own, 0,
+                          ceil_div(job.C, b.lanes));
+      filled = block;
+    }
+    const float* v = inputs ? inputs + block * b.form.points() * b.v_point : (float*)own;
+    for (int64_t panel = first; panel < min64(first + b.panels, panels); ++panel) {
+      for (int64_t chunk = 0; chunk < b.chunks; ++chunk) {
+        const float* weights = u;
+        if (packed)
+          weights = packed + ((t.g * panels + panel) * b.chunks + chunk) * b.u_chunk;
+        else
+          winograd_weights<S>(job, b, t.g, panel, chunk, (float*)(own + at.weights), u);
+        winograd_multiply(job, b, t, v, weights, chunk * b.chunk, m, (Run*)(own + at.runs));
+      }
+      if (winograd_outputs(b, t, m, y, own + at.bad)) winograd_again<S>(job, b, t, panel, own, at);
+      for (int64_t n = 0; n < t.images; ++n)
+        store_panel<S>(panel_store<S>(job, t.n0 + n, t.g, panel),
+                       y + n * t.rows.outputs * t.cols.outputs * L, t.p0, t.q0, t.rows.outputs,
+                       t.cols.outputs);
+    }
+  }
+}
+
+}  // namespace fastconv::FASTCONV_NS

@@ -1,0 +1,140 @@
+// Winograd on the CPU: forms, tiles and blocks, as pure functions of sizes.
+//
+// F(m, r) makes m outputs of r taps from m + r - 1 products instead of m * r: polynomials are
+// evaluated at as many points, multiplied there, and interpolated (Winograd 1980; Lavin and Gray,
+// arXiv 1509.09308). In two axes, for a tile of m x m outputs: transform the inputs to points
+// (V), multiply by the transformed weights (U) and sum over channels at each point (M, a GEMM),
+// transform back.
+//
+// Points 0, +-5/8, +-3/2 and infinity: exact in binary and close to the best conditioned. With
+// 0, +-1, +-2 the error is twice as large. Four points (0, +-1, infinity) are as exact as direct.
+//
+// Only the last output of a tile uses the point at infinity. So a tile of m - 1 outputs shares
+// weights and transforms with the others and skips that point: 14 = 4 + 4 + 3 + 3, 7 = 4 + 3.
+#pragma once
+#include "blocking.h"
+
+namespace fastconv {
+
+// F(m_h x m_w, taps x taps)
+struct WinogradForm {
+  int m_h, m_w, taps;
+
+  int points_h() const { return m_h + taps - 1; }
+  int points_w() const { return m_w + taps - 1; }
+  int points() const { return points_h() * points_w(); }
+};
+
+// Tiles along an axis: `full` ones of m outputs, then `brief` ones of m - 1.
+struct TileAxis {
+  int64_t m, full, brief, outputs;
+
+  int64_t count() const { return full + brief; }
+  int64_t start(int64_t i) const { return i * m - max64(i - full, 0); }
+  int64_t size(int64_t i) const { return min64(m - (i >= full), outputs - start(i)); }
+  // Tiles [first, first + n), from its own start on.
+  TileAxis part(int64_t first, int64_t n) const {
+    const int64_t whole = min64(max64(full - first, 0), n);
+    const int64_t at = start(first);
+    return {m, whole, n - whole, min64(start(first + n), outputs) - at};
+  }
+};
+
+static inline TileAxis tile_axis(int64_t outputs, int64_t m) {
+  const int64_t count = ceil_div(outputs, m), brief = min64(count * m - outputs, count);
+  return {m, count - brief, brief, outputs};
+}
+
+// A block: the same rectangle of tiles of some images. Its tiles are ordered by kind, (rows,
+// columns) = (full, brief), (full, full), (brief, full), (brief, brief): those that use a point
+// are one range.
+struct TileBlock {
+  int64_t n0, images, g, p0, q0;
+  TileAxis rows, cols;
+
+  int64_t tiles() const { return images * rows.count() * cols.count(); }
+  int64_t index(int64_t n, int64_t i, int64_t j) const {
+    const bool brief_row = i >= rows.full, brief_col = j >= cols.full;
+    int64_t first = brief_row ? images * rows.full * cols.count() : 0;
+    if (brief_row && brief_col) first += images * rows.brief * cols.full;
+    if (!brief_row && !brief_col) first += images * rows.full * cols.brief;
+    const int64_t across = brief_col ? cols.brief : cols.full;
+    const int64_t down = brief_row ? rows.brief : rows.full;
+    return first + (n * down + i - (brief_row ? rows.full : 0)) * across + j -
+           (brief_col ? cols.full : 0);
+  }
+  // The tiles that use a point: at infinity along rows, along columns.
+  int64_t begin(bool, bool last_w) const { return last_w ? images * rows.full * cols.brief : 0; }
+  int64_t end(bool last_h, bool last_w) const {
+    if (last_h) return images * rows.full * cols.count();
+    return last_w ? tiles() - images * rows.brief * cols.brief : tiles();
+  }
+};
+
+struct WinogradBlocking {
+  WinogradForm form;
+  TileAxis rows, cols;                   // of an image
+  int64_t images, tile_rows, tile_cols;  // of a block
+  int64_t image_blocks, row_blocks, col_blocks, blocks;
+  int64_t chunk;                         // input channels whose weights stay in L1
+  int64_t chunks, panels, panel_blocks;  // panels of output channels of a task
+  int64_t tasks;
+  bool packed;  // weights are transformed before, else in the loop
+  // Floats: of a vector, between points, and of the whole.
+  int64_t lanes, u_point, u_chunk, v_point, m_point;
+
+  int64_t most_tiles() const { return images * tile_rows * tile_cols; }
+};
+
+// Floats that fill an odd number of cache lines: the points of a tile must not share one L1 set.
+static inline int64_t odd_lines(int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; }
+
+constexpr int64_t kBlockTiles = 56;      // 18 to 72 are within 3 %
+constexpr int64_t kWinogradPixels = 64;  // below, the small tile: its weights are 16 points, not 36
+
+static inline WinogradForm winograd_form(int64_t taps, int64_t pixels) {
+  if (taps == 5) return {2, 2, 5};
+  return pixels < kWinogradPixels ? WinogradForm{2, 2, 3} : WinogradForm{4, 4, 3};
+}
+
+static inline WinogradBlocking winograd_blocking(const TapConv& job, int64_t panel,
+                                                 int64_t threads) {
+  WinogradBlocking b = {};
+  b.form = winograd_form(job.R, job.N * job.P * job.Q);
+  b.rows = tile_axis(job.P, b.form.m_h), b.cols = tile_axis(job.Q, b.form.m_w);
+  b.tile_cols = even_share(b.cols.count(), kBlockTiles);
+  b.tile_rows = even_share(b.rows.count(), kBlockTiles / b.tile_cols);
+  const int64_t image = b.rows.count() * b.cols.count();
+  b.images = even_share(job.N, kBlockTiles / min64(image, kBlockTiles));
+  b.image_blocks = ceil_div(job.N, b.images);
+  b.row_blocks = ceil_div(b.rows.count(), b.tile_rows);
+  b.col_blocks = ceil_div(b.cols.count(), b.tile_cols);
+  b.blocks = b.image_blocks * job.G * b.row_blocks * b.col_blocks;
+  b.lanes = panel / 2;
+  b.chunk = even_share(job.C, kChunkBytes / (panel * 4));
+  b.chunk = min64(ceil_div(b.chunk, b.lanes) * b.lanes, ceil_div(job.C, b.lanes) * b.lanes);
+  b.chunks = ceil_div(job.C, b.chunk);
+  b.panels = task_panels(ceil_div(job.K, panel), b.blocks, threads);
+  b.panel_blocks = ceil_div(ceil_div(job.K, panel), b.panels);
+  b.tasks = b.blocks * b.panel_blocks;
+  b.packed = b.blocks > 2 * job.G;
+  b.u_point = odd_lines(b.chunk * panel);
+  b.u_chunk = b.form.points() * b.u_point;
+  b.v_point = odd_lines(ceil_div(job.C, b.lanes) * b.lanes * b.most_tiles());
+  b.m_point = odd_lines(panel * b.most_tiles());
+  return b;
+}
+
+static inline TileBlock tile_block(const TapConv& job, const WinogradBlocking& b, int64_t block) {
+  const int64_t j = block % b.col_blocks * b.tile_cols, above = block / b.col_blocks;
+  const int64_t i = above % b.row_blocks * b.tile_rows, image = above / b.row_blocks;
+  TileBlock t = {};
+  t.g = image % job.G;
+  t.n0 = image / job.G * b.images, t.images = min64(b.images, job.N - t.n0);
+  t.p0 = b.rows.start(i), t.q0 = b.cols.start(j);
+  t.rows = b.rows.part(i, min64(b.tile_rows, b.rows.count() - i));
+  t.cols = b.cols.part(j, min64(b.tile_cols, b.cols.count() - j));
+  return t;
+}
+
+}  // namespace fastconv

@@ -1,0 +1,103 @@
+"""Winograd on the CPU: what is not finite stays where it belongs, errors by form, threads."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_conv import LAYOUTS, compare_all
+
+import fastconv
+from fastconv.testing.compare import assert_good, factor_of
+
+# (taps, H, W): 4x4 and 2x2 tiles, full and brief ones in both axes
+MAPS = ((3, 11, 14), (3, 7, 8), (5, 7, 10))
+FLOAT = torch.float32
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("taps, height, width", MAPS)
+def test_a_bad_input_reaches_the_outputs_that_read_it(taps, height, width, bad, isa):
+    """At every place of a tile: outputs that do not read it are finite and right."""
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(19, 13, taps, taps, generator=generator)
+    clean = torch.randn(1, 13, height, width, generator=generator)
+    assert fastconv.explain(clean, w, padding=1).algorithm == "winograd"
+    for i, j in itertools.product(range(height - 2), range(0, width, 1 if taps == 3 else 2)):
+        x = clean.clone()
+        x[0, 5, i, j] = bad
+        truth = F.conv2d(x.double(), w.double(), padding=1)
+        theirs = F.conv2d(x, w, padding=1)
+        ours = fastconv.conv2d(x, w, padding=1)
+        assert_good(ours, theirs, truth, FLOAT, 8.0, f"{i}, {j}")
+
+
+def test_what_overflows_only_in_the_transforms_is_made_directly():
+    x, w = torch.randn(1, 16, 9, 13) * 1e38, torch.randn(16, 16, 3, 3) * 1e-3
+    truth, theirs = F.conv2d(x.double(), w.double()), F.conv2d(x, w)
+    assert_good(fastconv.conv2d(x, w), theirs, truth, FLOAT)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, torch.bfloat16, torch.float16], ids=str)
+def test_an_infinite_weight_and_a_bad_gradient(dtype):
+    g = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(n, generator=g).to(dtype) for n in ((2, 16, 9, 13), (18, 16, 3, 3)))
+    w[4, 2, 1, 1] = float("inf")
+    x.requires_grad_()
+    y = fastconv.conv2d(x, w)
+    expected = F.conv2d(x.double(), w.double())
+    assert torch.equal(y.isfinite(), expected.isfinite())
+    w[4, 2, 1, 1] = 1
+    dy = torch.randn(y.shape, generator=g).to(dtype)
+    dy[1, 3, 4, 5] = float("nan")
+    (dx,) = torch.autograd.grad(fastconv.conv2d(x, w), x, dy)
+    (truth,) = torch.autograd.grad(F.conv2d(x.double(), w.double()), x, dy.double())
+    assert torch.equal(dx.isfinite(), truth.isfinite())
+
+
+def test_batches_in_one_block_keep_their_bad_values_apart():
+    x, w = torch.randn(6, 16, 5, 6), torch.randn(16, 16, 3, 3)
+    clean = fastconv.conv2d(x, w, padding=1)
+    x[3] = float("nan")
+    y = fastconv.conv2d(x, w, padding=1)
+    assert y[3].isnan().all()
+    keep = [0, 1, 2, 4, 5]
+    assert torch.equal(y[keep], clean[keep])
+
+
+@settings(deadline=None, derandomize=True, max_examples=80)
+@given(
+    n=st.integers(1, 5), c=st.integers(12, 40), k=st.integers(12, 50), groups=st.integers(1, 2),
+    h=st.integers(4, 31), w=st.integers(4, 40), taps=st.sampled_from([3, 5]),
+    ph=st.integers(0, 4), pw=st.integers(0, 4), layout=st.sampled_from(sorted(LAYOUTS)),
+)  # fmt: skip
+def test_random_problems(n, c, k, groups, h, w, taps, ph, pw, layout):
+    h, w = max(h, taps), max(w, taps)
+    case = (n, c * groups, h, w, k * groups, taps, taps, (1, 1), (ph, pw), (1, 1), groups)
+    compare_all(case, FLOAT, layout)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_fused_epilogue(layout, activation):
+    g = torch.Generator().manual_seed(0)
+    sizes = ((2, 14, 10, 13), (35, 14, 3, 3), (35,), (2, 35, 10, 13))
+    x, w, b, r = (torch.randn(size, generator=g) for size in sizes)
+    act = {None: lambda t: t, "relu": torch.relu, "sigmoid": torch.sigmoid}[activation]
+    truth = act(F.conv2d(x.double(), w.double(), b.double(), padding=1) + r.double())
+    theirs = act(F.conv2d(x, w, b, padding=1) + r)
+    x, r = LAYOUTS[layout](x), LAYOUTS[layout](r)
+    ours = fastconv.conv2d(x, w, b, padding=1, residual=r, activation=activation)
+    assert_good(ours, theirs, truth, FLOAT, factor_of("forward", x, w, 1, 1))
+    assert factor_of("forward", x, w, 1, 1) == 8
+
+
+@pytest.mark.parametrize("taps, channels", [(3, 64), (3, 512), (5, 96)])
+def test_torchs_own_tolerance_holds(taps, channels):
+    """The defaults of assert_close, at outputs of about 1."""
+    x = torch.randn(1, channels, 14, 15)
+    w = torch.randn(32, channels, taps, taps) / (channels * taps * taps) ** 0.5
+    truth = F.conv2d(x.double(), w.double(), padding=taps // 2).float()
+    torch.testing.assert_close(fastconv.conv2d(x, w, padding=taps // 2), truth)
