@@ -33,10 +33,13 @@ const char* refuse_winograd(const ConvProblem& p, const Capabilities&, Direction
   if (p.R != p.S || (p.R != 3 && p.R != 5)) return "the kernel is neither 3x3 nor 5x5";
   if (p.stride_h != 1 || p.stride_w != 1) return "the stride is not 1";
   if (p.dil_h != 1 || p.dil_w != 1) return "the kernel is dilated";
+  if (p.pad_t >= p.R || p.pad_b >= p.R || p.pad_l >= p.S || p.pad_r >= p.S)
+    return "outputs that read padding only would round away the others";
   if (p.C / p.G < 12 || p.K / p.G < 12) return "too few channels per group to pay its transforms";
-  if (direction == Direction::weight_grad) return "its weight gradient is not written yet";
-  const bool forward = direction == Direction::forward;
-  if (p.N * (forward ? p.P * p.Q : p.H * p.W) < 16) return "too few pixels to pay for its weights";
+  if (p.N * p.P * p.Q < 16 || p.N * p.H * p.W < 16) return "too few pixels to pay for its weights";
+  // Of 49 to 196 pixels its error was 8.3 to 8.5 times that of a direct sum, of 729 5.2 times.
+  if (direction == Direction::weight_grad && p.R == 5 && p.N * p.P * p.Q < 512)
+    return "its 5x5 weight gradient is too coarse for so short a sum";
   return nullptr;
 }
 

@@ -65,6 +65,18 @@ def test_refusals_are_words():
         ((1, 4, 5, 6), (4, 4, 1, 1), {"stride": 2, "direction": "input_grad"}, "conv1x1", "phase"),
         ((1, 4, 5, 6), (4, 2, 3, 3), {"groups": 2}, "depthwise", "more than one"),
         ((1, 1, 5, 6), (4, 1, 3, 3), {}, "depthwise", "single group"),
+        ((1, 64, 5, 6), (64, 64, 3, 3), {"stride": 2}, "winograd", "stride"),
+        ((1, 64, 5, 6), (64, 64, 3, 5), {"padding": 2}, "winograd", "neither 3x3 nor 5x5"),
+        ((1, 8, 5, 6), (64, 8, 3, 3), {"padding": 1}, "winograd", "too few channels"),
+        ((1, 64, 5, 6), (64, 64, 3, 3), {"padding": 3}, "winograd", "padding only"),
+        ((1, 64, 5, 6), (64, 64, 5, 5), {}, "winograd", "too few pixels"),
+        (
+            (1, 64, 14, 14),
+            (64, 64, 5, 5),
+            {"padding": 2, "direction": "weight_grad"},
+            "winograd",
+            "coarse",
+        ),
         ((1, 4, 5, 6), (8, 1, 3, 3), {"groups": 4, "direction": "input_grad"}, "depthwise", "sum"),
     ],
 )

@@ -104,6 +104,28 @@ void run_winograd(const TapConv& job) {
   });
 }
 
+void run_winograd_grad(const WeightGrad& job, double work) {
+  const KernelTable& kernels = cpu_kernels();
+  const WinogradBlocking b = winograd_grad_blocking(job, kernels.panel_f32);
+  const int64_t panels = ceil_div(job.K, kernels.panel_f32), points = b.form.points();
+  const int64_t v_size = b.segment * points * b.v_point;
+  const int64_t a_size = b.segment * points * panels * b.a_point;
+  const int64_t z_size = b.segments > 1 ? b.tasks * points * b.m_point : 0;
+  float* v = (float*)scratch(Slot::shared, (v_size + a_size + z_size) * sizeof(float));
+  float *a = v + v_size, *z = z_size ? a + a_size : nullptr;
+  auto own = [&] { return scratch(Slot::own, kernels.winograd_grad_scratch(job, b)); };
+  for (int64_t segment = 0; segment < b.segments; ++segment) {
+    const int64_t blocks = min64(b.segment, b.blocks - segment * b.segment);
+    const int64_t items = blocks * (ceil_div(job.C, b.lanes) + 2 * panels);
+    parallel_tasks(items, work, [&](int64_t begin, int64_t end) {
+      kernels.winograd_grad_inputs(job, b, segment, v, a, own(), begin, end);
+    });
+    parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
+      kernels.winograd_grad_run(job, b, segment, v, a, z, own(), begin, end);
+    });
+  }
+}
+
 void run_depthwise(const TapConv& job) {
   const KernelTable& kernels = cpu_kernels();
   parallel_tasks(depthwise_channels(job) ? job.N * job.P : job.N * job.G * job.K, 20 * flops(job),
@@ -231,6 +253,10 @@ Tensor conv2d_weight_grad_cpu(const Tensor& input, const Tensor& grad, int64_t R
       void* own = scratch(Slot::own, kernels.depthwise_weight_grad_scratch(job));
       kernels.depthwise_weight_grad_run(job, own, begin, end);
     });
+    return output;
+  }
+  if (row.algorithm == Algorithm::winograd) {
+    run_winograd_grad(job, work);
     return output;
   }
   if (row.algorithm == Algorithm::conv1x1) fold_pixels(job, {job.xs, job.dys});

@@ -15,7 +15,7 @@ inline WinogradScratch winograd_scratch(const TapConv& job, const WinogradBlocki
   constexpr int W = kW<float>, L = kPanel<float>;
   const int64_t f = sizeof(float), tiles = b.most_tiles(), taps = job.R * job.S;
   const int64_t outputs = tiles * b.form.m_h * b.form.m_w * L * f;
-  const int64_t slab = (b.tile_rows * b.form.m_h + job.R) * (b.tile_cols * b.form.m_w + job.S);
+  const int64_t slab = winograd_slab(b);
   WinogradScratch s = {};
   s.m = s.v + b.form.points() * b.v_point * f;
   s.u = s.m + b.form.points() * b.m_point * f;
@@ -64,9 +64,9 @@ inline void winograd_pack(const TapConv& job, const WinogradBlocking& b, float* 
                           u + (i * b.chunks + chunk) * b.u_chunk);
 }
 
-// V of a block, vectors [begin, end) of channels.
-template <class S>
-inline void winograd_input(const TapConv& job, const WinogradBlocking& b, const TileBlock& t,
+// V of a block, vectors [begin, end) of channels; of a TapConv or WeightGrad.
+template <class S, class Job>
+inline void winograd_input(const Job& job, const WinogradBlocking& b, const TileBlock& t,
                            float* slab_data, float* v, int64_t begin, int64_t end) {
   constexpr int W = kW<float>;
   const int64_t rows = t.rows.start(t.rows.count() - 1) + b.form.points_h();

@@ -16,6 +16,7 @@
 #include "winograd_tile.inl"
 #include "conv_winograd.inl"
 #include "weight_grad.inl"
+#include "winograd_grad.inl"
 #include "depthwise.inl"
 #include "pool.inl"
 #include "avg_pool.inl"
@@ -89,6 +90,18 @@ static void wino_run(const TapConv& j, const WinogradBlocking& b, const float* u
                      void* scratch, int64_t begin, int64_t end) {
   FASTCONV_BY_STORAGE(j.dtype, winograd_run<S>(j, b, u, v, scratch, begin, end))
 }
+static int64_t winog_scratch(const WeightGrad& j, const WinogradBlocking& b) {
+  return winograd_grad_scratch(j, b).total;
+}
+static void winog_inputs(const WeightGrad& j, const WinogradBlocking& b, int64_t segment, float* v,
+                         float* a, void* scratch, int64_t begin, int64_t end) {
+  FASTCONV_BY_STORAGE(j.dtype, winograd_grad_inputs<S>(j, b, segment, v, a, scratch, begin, end))
+}
+static void winog_run(const WeightGrad& j, const WinogradBlocking& b, int64_t segment,
+                      const float* v, const float* a, float* z, void* scratch, int64_t begin,
+                      int64_t end) {
+  FASTCONV_BY_STORAGE(j.dtype, winograd_grad_run<S>(j, b, segment, v, a, z, scratch, begin, end))
+}
 static int64_t dw_scratch(const TapConv& j) { FASTCONV_BY_DTYPE(j.dtype, depthwise_scratch<S>(j)) }
 static void dw_run(const TapConv& j, void* scratch, int64_t begin, int64_t end) {
   FASTCONV_BY_DTYPE(j.dtype, depthwise_run<S>(j, scratch, begin, end))
@@ -135,15 +148,16 @@ namespace fastconv {
 
 extern const KernelTable FASTCONV_TABLE;
 const KernelTable FASTCONV_TABLE = {
-    FASTCONV_ISA_NAME,        FASTCONV_NS::kPanel<float>, FASTCONV_NS::kPanel<double>,
-    FASTCONV_NS::packed_size, FASTCONV_NS::pack,          FASTCONV_NS::scratch,
-    FASTCONV_NS::run,         FASTCONV_NS::wino_scratch,  FASTCONV_NS::wino_pack,
-    FASTCONV_NS::wino_inputs, FASTCONV_NS::wino_run,      FASTCONV_NS::dw_scratch,
-    FASTCONV_NS::dw_run,      FASTCONV_NS::wg_scratch,    FASTCONV_NS::wg_run,
-    FASTCONV_NS::dwg_scratch, FASTCONV_NS::dwg_run,       FASTCONV_NS::bg_run,
-    &FASTCONV_NS::tiles_ran,  FASTCONV_NS::fma_peak,      FASTCONV_NS::pl_scratch,
-    FASTCONV_NS::mp_run,      FASTCONV_NS::mpg_run,       FASTCONV_NS::gather_run,
-    FASTCONV_NS::ap_run,      FASTCONV_NS::apg_run,       FASTCONV_NS::pr_run,
+    FASTCONV_ISA_NAME,         FASTCONV_NS::kPanel<float>, FASTCONV_NS::kPanel<double>,
+    FASTCONV_NS::packed_size,  FASTCONV_NS::pack,          FASTCONV_NS::scratch,
+    FASTCONV_NS::run,          FASTCONV_NS::wino_scratch,  FASTCONV_NS::wino_pack,
+    FASTCONV_NS::wino_inputs,  FASTCONV_NS::wino_run,      FASTCONV_NS::winog_scratch,
+    FASTCONV_NS::winog_inputs, FASTCONV_NS::winog_run,     FASTCONV_NS::dw_scratch,
+    FASTCONV_NS::dw_run,       FASTCONV_NS::wg_scratch,    FASTCONV_NS::wg_run,
+    FASTCONV_NS::dwg_scratch,  FASTCONV_NS::dwg_run,       FASTCONV_NS::bg_run,
+    &FASTCONV_NS::tiles_ran,   FASTCONV_NS::fma_peak,      FASTCONV_NS::pl_scratch,
+    FASTCONV_NS::mp_run,       FASTCONV_NS::mpg_run,       FASTCONV_NS::gather_run,
+    FASTCONV_NS::ap_run,       FASTCONV_NS::apg_run,       FASTCONV_NS::pr_run,
 };
 
 }  // namespace fastconv

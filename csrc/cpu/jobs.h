@@ -93,6 +93,13 @@ struct KernelTable {
                           int64_t begin, int64_t end);
   void (*winograd_run)(const TapConv&, const WinogradBlocking&, const float* u, const float* v,
                        void* scratch, int64_t begin, int64_t end);
+  // See winograd_grad.inl; ranges of (block, vector of channels) of a segment, of tasks.
+  int64_t (*winograd_grad_scratch)(const WeightGrad&, const WinogradBlocking&);
+  void (*winograd_grad_inputs)(const WeightGrad&, const WinogradBlocking&, int64_t segment,
+                               float* v, float* a, void* scratch, int64_t begin, int64_t end);
+  void (*winograd_grad_run)(const WeightGrad&, const WinogradBlocking&, int64_t segment,
+                            const float* v, const float* a, float* z, void* scratch, int64_t begin,
+                            int64_t end);
 
   int64_t (*depthwise_scratch)(const TapConv&);
   void (*depthwise_run)(const TapConv&, void* scratch, int64_t begin, int64_t end);

@@ -81,7 +81,8 @@ struct WinogradBlocking {
   int64_t tasks;
   bool packed;  // weights are transformed before, else in the loop
   // Floats: of a vector, between points, and of the whole.
-  int64_t lanes, u_point, u_chunk, v_point, m_point;
+  int64_t lanes, u_point, u_chunk, v_point, m_point, a_point;
+  int64_t segment, segments;  // weight gradient: blocks whose transformed operands exist at once
 
   int64_t most_tiles() const { return images * tile_rows * tile_cols; }
 };
@@ -89,7 +90,9 @@ struct WinogradBlocking {
 // Floats that fill an odd number of cache lines: the points of a tile must not share one L1 set.
 static inline int64_t odd_lines(int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; }
 
-constexpr int64_t kBlockTiles = 56;      // 18 to 72 are within 3 %
+constexpr int64_t kGradChannels = 64;        // of a task of the weight gradient: its sums fit L2
+constexpr int64_t kSegmentFloats = 6 << 20;  // of transformed operands of the weight gradient
+constexpr int64_t kBlockTiles = 56;          // 18 to 72 are within 3 %
 constexpr int64_t kWinogradPixels = 64;  // below, the small tile: its weights are 16 points, not 36
 
 static inline WinogradForm winograd_form(int64_t taps, int64_t pixels) {
@@ -97,10 +100,11 @@ static inline WinogradForm winograd_form(int64_t taps, int64_t pixels) {
   return pixels < kWinogradPixels ? WinogradForm{2, 2, 3} : WinogradForm{4, 4, 3};
 }
 
-static inline WinogradBlocking winograd_blocking(const TapConv& job, int64_t panel,
-                                                 int64_t threads) {
+// What forward and weight gradient cut alike.
+template <class Job>
+static inline WinogradBlocking tile_blocking(const Job& job, int64_t taps, int64_t panel) {
   WinogradBlocking b = {};
-  b.form = winograd_form(job.R, job.N * job.P * job.Q);
+  b.form = winograd_form(taps, job.N * job.P * job.Q);
   b.rows = tile_axis(job.P, b.form.m_h), b.cols = tile_axis(job.Q, b.form.m_w);
   b.tile_cols = even_share(b.cols.count(), kBlockTiles);
   b.tile_rows = even_share(b.rows.count(), kBlockTiles / b.tile_cols);
@@ -111,6 +115,13 @@ static inline WinogradBlocking winograd_blocking(const TapConv& job, int64_t pan
   b.col_blocks = ceil_div(b.cols.count(), b.tile_cols);
   b.blocks = b.image_blocks * job.G * b.row_blocks * b.col_blocks;
   b.lanes = panel / 2;
+  b.v_point = odd_lines(ceil_div(job.C, b.lanes) * b.lanes * b.most_tiles());
+  return b;
+}
+
+static inline WinogradBlocking winograd_blocking(const TapConv& job, int64_t panel,
+                                                 int64_t threads) {
+  WinogradBlocking b = tile_blocking(job, job.R, panel);
   b.chunk = even_share(job.C, kChunkBytes / (panel * 4));
   b.chunk = min64(ceil_div(b.chunk, b.lanes) * b.lanes, ceil_div(job.C, b.lanes) * b.lanes);
   b.chunks = ceil_div(job.C, b.chunk);
@@ -120,12 +131,31 @@ static inline WinogradBlocking winograd_blocking(const TapConv& job, int64_t pan
   b.packed = b.blocks > 2 * job.G;
   b.u_point = odd_lines(b.chunk * panel);
   b.u_chunk = b.form.points() * b.u_point;
-  b.v_point = odd_lines(ceil_div(job.C, b.lanes) * b.lanes * b.most_tiles());
   b.m_point = odd_lines(panel * b.most_tiles());
   return b;
 }
 
-static inline TileBlock tile_block(const TapConv& job, const WinogradBlocking& b, int64_t block) {
+static inline WinogradBlocking winograd_grad_blocking(const WeightGrad& job, int64_t panel) {
+  WinogradBlocking b = tile_blocking(job, job.rows.count, panel);
+  b.chunk = even_share(job.C, kGradChannels);
+  b.chunks = ceil_div(job.C, b.chunk);
+  b.a_point = odd_lines(panel * b.most_tiles());
+  b.m_point = odd_lines(panel * b.chunk);
+  const int64_t panels = ceil_div(job.K, panel);
+  const int64_t block = b.form.points() * (b.v_point + panels * b.a_point);
+  b.segment = min64(b.blocks, max64(kSegmentFloats / block, 1));
+  b.segments = ceil_div(b.blocks, b.segment);
+  b.tasks = job.G * panels * b.chunks;
+  return b;
+}
+
+// Pixels of the slab of inputs of a block.
+static inline int64_t winograd_slab(const WinogradBlocking& b) {
+  return (b.tile_rows * b.form.m_h + b.form.taps) * (b.tile_cols * b.form.m_w + b.form.taps);
+}
+
+template <class Job>
+static inline TileBlock tile_block(const Job& job, const WinogradBlocking& b, int64_t block) {
   const int64_t j = block % b.col_blocks * b.tile_cols, above = block / b.col_blocks;
   const int64_t i = above % b.row_blocks * b.tile_rows, image = above / b.row_blocks;
   TileBlock t = {};

@@ -4,6 +4,7 @@
 //   inputs   v_p = sum_i d_i [x^i] M(x) / (x - p)       v_inf = sum_i d_i [x^i] M(x)
 //   weights  u_p = sum_r g_r p^r / prod_{q != p} (p - q)  u_inf = g_{r-1}
 //   outputs  y_i = sum_p m_p p^i                         y_{m-1} also takes m_inf
+// The weight gradient takes the transposes: output gradients to points, and points to taps.
 // Points: 0, a, -a, b, -b, infinity where there are six; 0, 1, -1, infinity where there are four.
 namespace fastconv::FASTCONV_NS {
 
@@ -69,6 +70,49 @@ FASTCONV_INLINE void output_axis(const Lane* m, Lane* y) {
       y[3] = kA2 * kA * odd_a + kB2 * kB * odd_b;
     }
     y[kM - 1] += m[5];
+  }
+}
+
+// The transpose of output_axis.
+template <int kPoints, int kM>
+FASTCONV_INLINE void grad_axis(const Lane* y, Lane* v) {
+  v[0] = y[0];
+  if constexpr (kPoints == 4) {
+    v[1] = y[0] + y[1];
+    v[2] = y[0] - y[1];
+  } else {
+    Lane even_a = y[0], odd_a = kA * y[1], even_b = y[0], odd_b = kB * y[1];
+    if constexpr (kM == 4) {
+      even_a += kA2 * y[2], odd_a += kA2 * kA * y[3];
+      even_b += kB2 * y[2], odd_b += kB2 * kB * y[3];
+    }
+    v[1] = even_a + odd_a;
+    v[2] = even_a - odd_a;
+    v[3] = even_b + odd_b;
+    v[4] = even_b - odd_b;
+  }
+  v[kPoints - 1] = y[kM - 1];
+}
+
+// The transpose of weight_axis.
+template <int kPoints, int kTaps>
+FASTCONV_INLINE void tap_axis(const Lane* z, Lane* g) {
+  if constexpr (kPoints == 4) {
+    const Lane even = 0.5f * (z[1] + z[2]);
+    g[0] = even - z[0];
+    g[1] = 0.5f * (z[1] - z[2]);
+    g[2] = even + z[3];
+  } else {
+    const Lane even_a = kNormA * (z[1] + z[2]), odd_a = (kNormA * kA) * (z[1] - z[2]);
+    const Lane even_b = kNormB * (z[3] + z[4]), odd_b = (kNormB * kB) * (z[3] - z[4]);
+    g[0] = kNorm0 * z[0] + (even_a + even_b);
+    g[1] = odd_a + odd_b;
+    g[2] = kA2 * even_a + kB2 * even_b;
+    if constexpr (kTaps == 5) {
+      g[3] = kA2 * odd_a + kB2 * odd_b;
+      g[4] = (kA2 * kA2) * even_a + (kB2 * kB2) * even_b;
+    }
+    g[kTaps - 1] += z[5];
   }
 }
 
@@ -141,6 +185,59 @@ inline Lane output_tile(const float* m, int64_t point, float* y, int64_t row, in
     for (int j = 0; j < kM; ++j) {
       if (j >= cols) break;
       store<float>(y + i * row + j * col, out[j]);
+      sum += out[j];
+    }
+  }
+  return sum;
+}
+
+// One tile of output gradients, of which rows x cols are there: d[i * row + j * W] to
+// v[xi * point].
+template <int kPoints, int kM>
+inline void grad_tile(const float* d, int64_t row, int64_t rows, int64_t cols, float* v,
+                      int64_t point) {
+  constexpr int W = kW<float>;
+  Lane half[kPoints][kM];
+#pragma GCC unroll 4
+  for (int j = 0; j < kM; ++j) {
+    Lane in[kM], out[kPoints];
+#pragma GCC unroll 4
+    for (int i = 0; i < kM; ++i)
+      in[i] = i < rows && j < cols ? load<float>(d + i * row + j * W) : Lane{};
+    grad_axis<kPoints, kM>(in, out);
+#pragma GCC unroll 6
+    for (int i = 0; i < kPoints; ++i) half[i][j] = out[i];
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < kPoints; ++i) {
+    Lane out[kPoints];
+    grad_axis<kPoints, kM>(half[i], out);
+#pragma GCC unroll 6
+    for (int j = 0; j < kPoints; ++j) store<float>(v + (i * kPoints + j) * point, out[j]);
+  }
+}
+
+// Sums over tiles, z[xi * point], to the gradient of W output channels, g[tap * step]. Returns the
+// sum of those.
+template <int kPoints, int kTaps>
+inline Lane tap_tile(const float* z, int64_t point, float* g, int64_t step) {
+  Lane half[kTaps][kPoints], sum = {};
+#pragma GCC unroll 6
+  for (int j = 0; j < kPoints; ++j) {
+    Lane in[kPoints], out[kTaps];
+#pragma GCC unroll 6
+    for (int i = 0; i < kPoints; ++i) in[i] = load<float>(z + (i * kPoints + j) * point);
+    tap_axis<kPoints, kTaps>(in, out);
+#pragma GCC unroll 5
+    for (int i = 0; i < kTaps; ++i) half[i][j] = out[i];
+  }
+#pragma GCC unroll 5
+  for (int i = 0; i < kTaps; ++i) {
+    Lane out[kTaps];
+    tap_axis<kPoints, kTaps>(half[i], out);
+#pragma GCC unroll 5
+    for (int j = 0; j < kTaps; ++j) {
+      store<float>(g + (i * kTaps + j) * step, out[j]);
       sum += out[j];
     }
   }

@@ -1,0 +1,156 @@
+// Winograd's weight gradient, the transpose of the forward kernel:
+//
+//   for each segment of blocks: V = transformed x, A = transformed dy
+//     for each panel of K and chunk of C: for each point: Z += A * V, by register tiles
+//   Z to taps | not finite? once more, directly | to dw
+//
+//   A [block][panel][point][tile][kPanel]   Z [point][c][kPanel]
+// Each block is summed from zero and then added; the order does not depend on the threads.
+namespace fastconv::FASTCONV_NS {
+
+struct WinogradGradScratch {
+  int64_t z, taps, slab, again, total;  // byte offsets
+};
+
+// The direct kernel's tasks where each is one (group, panel, chunk) of `b`.
+inline Blocking direct_tasks(const WeightGrad& job, const WinogradBlocking& b) {
+  Blocking direct = weight_grad_blocking(job, kPanel<float>, sizeof(float), 1);
+  direct.panels = 1;
+  direct.panel_blocks = ceil_div(job.K, kPanel<float>);
+  direct.chunk = b.chunk;
+  direct.chunk_blocks = b.chunks;
+  return direct;
+}
+
+inline WinogradGradScratch winograd_grad_scratch(const WeightGrad& job, const WinogradBlocking& b) {
+  constexpr int W = kW<float>, L = kPanel<float>;
+  const int64_t f = sizeof(float), kernel = b.form.taps * b.form.taps;
+  const int64_t slab = winograd_slab(b);
+  WinogradGradScratch s = {};
+  s.taps = s.z + b.form.points() * b.m_point * f;
+  s.slab = s.taps + align64(kernel * b.chunk * L * f);
+  s.again = s.slab + align64(slab_elements(W, slab, 1, f) * f);
+  s.total = s.again + weight_grad_scratch<float>(job, direct_tasks(job, b)).total;
+  return s;
+}
+
+// Items [begin, end) of a segment, (block, vector of channels of x, then of dy): V and A.
+template <class S>
+inline void winograd_grad_inputs(const WeightGrad& job, const WinogradBlocking& b, int64_t segment,
+                                 float* v, float* a, void* scratch, int64_t begin, int64_t end) {
+  constexpr int W = kW<float>, L = kPanel<float>;
+  float* slab_data = (float*)((char*)scratch + winograd_grad_scratch(job, b).slab);
+  const int64_t vectors = ceil_div(job.C, W), panels = ceil_div(job.K, L);
+  const int64_t each = vectors + 2 * panels, points = b.form.points();
+  const int64_t dy_size[4] = {job.N, job.G * job.K, job.P, job.Q};
+  const S* dy_end = end_of<S>(job.dy, dy_size, job.dys, 4);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t at = item / each, vector = item % each;
+    const TileBlock t = tile_block(job, b, segment * b.segment + at);
+    if (vector < vectors) {
+      winograd_input<S>(job, b, t, slab_data, v + at * points * b.v_point, vector, vector + 1);
+      continue;
+    }
+    const int64_t k0 = (vector - vectors) * W, panel = k0 / L;
+    if (k0 >= job.K) continue;  // the other half of the last panel: its products are not used
+    float* to = a + (at * panels + panel) * points * b.a_point + k0 % L;
+    const Slab<float> slab = {slab_data, 1, t.cols.outputs * W, W};
+    for (int64_t n = 0; n < t.images; ++n) {
+      const S* dy = (const S*)job.dy + (t.n0 + n) * job.dys[0] + (t.g * job.K + k0) * job.dys[1];
+      fill_slab<S>(slab, dy, job.dys, min64(W, job.K - k0), job.P, job.Q, t.p0, t.rows.outputs,
+                   t.q0, t.cols.outputs, dy_end);
+      for (int64_t i = 0; i < t.rows.count(); ++i)
+        for (int64_t j = 0; j < t.cols.count(); ++j) {
+          const float* from = slab.data + t.rows.start(i) * slab.h + t.cols.start(j) * slab.w;
+          float* tile = to + t.index(n, i, j) * L;
+          const int64_t rows = t.rows.size(i), cols = t.cols.size(j);
+          if (b.form.points_h() == 4)
+            grad_tile<4, 2>(from, slab.h, rows, cols, tile, b.a_point);
+          else if (b.form.m_h == 4)
+            grad_tile<6, 4>(from, slab.h, rows, cols, tile, b.a_point);
+          else
+            grad_tile<6, 2>(from, slab.h, rows, cols, tile, b.a_point);
+        }
+    }
+  }
+}
+
+// Z += A * V over the blocks of a segment that are of group g, for one panel and chunk.
+inline void winograd_grad_multiply(const WeightGrad& job, const WinogradBlocking& b,
+                                   int64_t segment, int64_t g, int64_t panel, int64_t c0,
+                                   const float* v, const float* a, float* z) {
+  constexpr int W = kW<float>, L = kPanel<float>;
+  const int64_t panels = ceil_div(job.K, L), cn = min64(b.chunk, job.C - c0);
+  const int64_t points = b.form.points(), first = segment * b.segment;
+  uint32_t ran = 0;
+  for (int64_t at = 0; at < min64(b.segment, b.blocks - first); ++at) {
+    const TileBlock t = tile_block(job, b, first + at);
+    if (t.g != g) continue;
+    for (int64_t xi = 0; xi < points; ++xi) {
+      const bool last_h = xi / b.form.points_w() == b.form.points_h() - 1;
+      const bool last_w = xi % b.form.points_w() == b.form.points_w() - 1;
+      const int64_t begin = t.begin(last_h, last_w);
+      const Run run = {begin * W, W, t.end(last_h, last_w) - begin};
+      if (run.count <= 0) continue;
+      const float* w = a + ((at * panels + panel) * points + xi) * b.a_point + begin * L;
+      const float* from = v + (at * points + xi) * b.v_point;
+      const int64_t groups = ceil_div(cn, kTile);
+      for (int64_t group = 0; group < groups; ++group) {
+        const int64_t low = cn * group / groups, high = cn * (group + 1) / groups;
+        const float* x[kTile];
+        for (int64_t c = low; c < high; ++c)
+          x[c - low] = from + (c0 + c) / W * t.tiles() * W + (c0 + c) % W;
+        fma_tile<float>((int)(high - low), x, &run, 1, w, z + xi * b.m_point + low * L, true);
+        ran |= 1u << (high - low - 1);
+      }
+    }
+  }
+  mark_tiles<float>(ran, true);
+}
+
+// Tasks [begin, end) of (group, panel, chunk), for one segment. Null `sums`: there is only one;
+// else Z of every task, kept between segments.
+template <class S>
+inline void winograd_grad_run(const WeightGrad& job, const WinogradBlocking& b, int64_t segment,
+                              const float* v, const float* a, float* sums, void* scratch,
+                              int64_t begin, int64_t end) {
+  constexpr int W = kW<float>, L = kPanel<float>;
+  const WinogradGradScratch at = winograd_grad_scratch(job, b);
+  float* taps = (float*)((char*)scratch + at.taps);
+  const int64_t panels = ceil_div(job.K, L), kernel = b.form.taps * b.form.taps;
+  const int64_t z_size = b.form.points() * b.m_point;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t c0 = task % b.chunks * b.chunk, above = task / b.chunks;
+    const int64_t panel = above % panels, g = above / panels, cn = min64(b.chunk, job.C - c0);
+    float* z = sums ? sums + task * z_size : (float*)scratch;
+    if (segment == 0) zero(z, z_size);
+    winograd_grad_multiply(job, b, segment, g, panel, c0, v, a, z);
+    if (segment < b.segments - 1) continue;
+    Lane sum = {};
+    const int64_t lanes = min64(L, job.K - panel * L);
+    for (int64_t c = 0; c < cn; ++c)
+      for (int half = 0; half < lanes; half += W) {
+        const float* from = z + c * L + half;
+        float* to = taps + c * kernel * L + half;
+        if (b.form.taps == 5)
+          sum += tap_tile<6, 5>(from, b.m_point, to, L);
+        else if (b.form.points_h() == 6)
+          sum += tap_tile<6, 3>(from, b.m_point, to, L);
+        else
+          sum += tap_tile<4, 3>(from, b.m_point, to, L);
+      }
+    // Lanes that the panel has beyond K hold anything, but none of it is stored.
+    if (lanes < L || !__builtin_isfinite(FASTCONV_NS::sum<float>(sum))) {
+      bool finite = true;
+      for (int64_t i = 0; finite && i < cn * kernel; ++i)
+        for (int64_t k = 0; k < lanes; ++k) finite &= __builtin_isfinite(taps[i * L + k]);
+      if (!finite) {
+        weight_grad_run<S>(job, direct_tasks(job, b), (char*)scratch + at.again, task, task + 1);
+        continue;
+      }
+    }
+    write_weight_grad<S>(job, g, panel * L, lanes, c0, cn, false, taps);
+  }
+}
+
+}  // namespace fastconv::FASTCONV_NS
