@@ -47,6 +47,15 @@ inline const Schema kSchemas[] = {
     {"activation_grad", "(Tensor grad, Tensor output, int activation) -> Tensor"},
 };
 
+// Of the CPU, for layers whose weights do not change: packed by the one, used by the other.
+inline const Schema kPackedSchemas[] = {
+    {"conv2d_pack",
+     "(Tensor weight, SymInt batch, SymInt height, SymInt width, " CONV_WINDOW ") -> Tensor"},
+    {"conv2d_packed",
+     "(Tensor input, Tensor weight, Tensor packed, Tensor? bias, Tensor? residual, " CONV_WINDOW
+     ", int activation) -> Tensor"},
+};
+
 template <class Library>
 void define_ops(Library& m) {
   for (const Schema& s : kSchemas) {

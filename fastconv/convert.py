@@ -221,6 +221,7 @@ class _Conversion:
                     attributes[key][index] = self._follow(item, new, where)
             elif key not in _BOOKKEEPING:
                 attributes[key] = self._follow(value, new, where)
+        attributes.pop("_weight_cache", None)  # each layer keeps its own
         attributes.pop("_compiled_call_impl", None)  # it calls the original
         if isinstance(old, torch.fx.GraphModule):
             new.graph = copy.deepcopy(old.graph)  # also writes the forward of the new class

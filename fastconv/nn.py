@@ -17,6 +17,7 @@ from .ops import (
     max_pool2d,
     residual_add,
 )
+from .packing import cache_size, cached_conv2d, clear_cache
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -25,6 +26,8 @@ __all__ = [
     "GlobalAvgPool2d",
     "MaxPool2d",
     "ResidualAdd",
+    "cache_size",
+    "clear_cache",
 ]
 
 _ACTIVATIONS = (None, "relu", "sigmoid")
@@ -51,6 +54,9 @@ def _tensor(module: torch.nn.Module, name: str) -> Tensor | None:
 
 class Conv2d(torch.nn.Conv2d):
     """activation(conv2d(input, weight) + bias + residual).
+
+    In eval mode, without gradients and on the CPU, it keeps its packed weights between calls:
+    fastconv.packing.
 
     `torch.nn.Conv2d` with one more, keyword-only argument. A `padding_mode` other than "zeros"
     pads the input first, as torch.nn.Conv2d does.
@@ -122,7 +128,27 @@ class Conv2d(torch.nn.Conv2d):
         )
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self._conv_forward(input, _tensor(self, "weight"), _tensor(self, "bias"), residual)
+        weight, bias = _tensor(self, "weight"), _tensor(self, "bias")
+        if not self.training and type(self)._conv_forward is Conv2d._conv_forward:
+            output = cached_conv2d(self, input, weight, bias, residual)
+            if output is not None:
+                return output
+        return self._conv_forward(input, weight, bias, residual)
+
+    def train(self, mode: bool = True) -> Conv2d:
+        clear_cache(self)
+        return super().train(mode)
+
+    def _apply(self, *args, **kwargs) -> Conv2d:
+        clear_cache(self)
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        clear_cache(self)
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k != "_weight_cache"}
 
     def extra_repr(self) -> str:
         tail = "" if self.activation is None else f", activation={self.activation}"

@@ -2,8 +2,8 @@
 #include "../conv_op.h"
 #include "../plan.h"
 #include "blocking.h"
+#include "conv_run.h"
 #include "cpu.h"
-#include "winograd.h"
 
 #include <initializer_list>
 
@@ -35,132 +35,12 @@ void set_strides(int64_t to[4], const View& v) {
   for (int i = 0; i < 4; ++i) to[i] = v.stride[i];
 }
 
-double flops(const TapConv& job) {
-  return 2.0 * job.N * job.G * job.K * job.C * job.P * job.Q * job.rows.count * job.cols.count;
-}
-
-// A 1x1 without padding reads only the pixels it writes: the stride becomes the view's, and dense
-// images become one row, of the whole batch where that is dense too. `operands` are the strides of
-// everything that the job walks, its input first.
-template <class Job>
-void fold_pixels(Job& job, std::initializer_list<const int64_t*> operands) {
-  job.xs[2] *= job.stride_h, job.xs[3] *= job.stride_w;
-  job.stride_h = job.stride_w = 1;
-  job.H = job.P, job.W = job.Q;
-  auto continues = [&](int outer, int64_t pixels) {
-    for (const int64_t* s : operands)
-      if (s[outer] != pixels * s[3]) return false;
-    return true;
-  };
-  if (!continues(2, job.Q)) return;
-  job.W = job.Q = job.P * job.Q;
-  job.H = job.P = 1;
-  if (!continues(0, job.Q)) return;
-  job.W = job.Q = job.N * job.Q;
-  job.N = 1;
-}
-
-void run_direct(const TapConv& job) {
-  const KernelTable& kernels = cpu_kernels();
-  const bool f64 = job.dtype == DType::f64;
-  const int64_t panel = f64 ? kernels.panel_f64 : kernels.panel_f32, element = f64 ? 8 : 4;
-  const Blocking b = conv_blocking(job, panel, element, torch::stable::get_num_threads());
-  void* packed =
-      b.packed ? scratch(Slot::shared, kernels.conv_packed_size(job) * element + 64) : nullptr;
-  const double work = flops(job);
-  const int64_t panels = job.G * ceil_div(job.K, panel);
-  if (packed)
-    parallel_tasks(panels, work, [&](int64_t begin, int64_t end) {
-      kernels.conv_pack(job, b, packed, begin, end);
-    });
-  parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
-    void* own = scratch(Slot::own, kernels.conv_scratch(job, b));
-    kernels.conv_run(job, b, packed, own, begin, end);
-  });
-}
-
-void run_winograd(const TapConv& job) {
-  const KernelTable& kernels = cpu_kernels();
-  const WinogradBlocking b =
-      winograd_blocking(job, kernels.panel_f32, torch::stable::get_num_threads());
-  const double work = flops(job);
-  const int64_t pairs = job.G * ceil_div(job.K, kernels.panel_f32);
-  const int64_t u_size = b.packed ? pairs * b.chunks * b.u_chunk : 0;
-  // Where several tasks share a block, they share its inputs.
-  const int64_t v_size = b.panel_blocks > 1 ? b.blocks * b.form.points() * b.v_point : 0;
-  float* shared = (float*)scratch(Slot::shared, (u_size + v_size) * sizeof(float));
-  float *u = u_size ? shared : nullptr, *v = v_size ? shared + u_size : nullptr;
-  auto own = [&] { return scratch(Slot::own, kernels.winograd_scratch(job, b)); };
-  if (u)
-    parallel_tasks(pairs, work, [&](int64_t begin, int64_t end) {
-      kernels.winograd_pack(job, b, u, own(), begin, end);
-    });
-  if (v)
-    parallel_tasks(b.blocks * ceil_div(job.C, b.lanes), work, [&](int64_t begin, int64_t end) {
-      kernels.winograd_inputs(job, b, v, own(), begin, end);
-    });
-  parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
-    kernels.winograd_run(job, b, u, v, own(), begin, end);
-  });
-}
-
-void run_winograd_grad(const WeightGrad& job, double work) {
-  const KernelTable& kernels = cpu_kernels();
-  const WinogradBlocking b = winograd_grad_blocking(job, kernels.panel_f32);
-  const int64_t panels = ceil_div(job.K, kernels.panel_f32), points = b.form.points();
-  const int64_t v_size = b.segment * points * b.v_point;
-  const int64_t a_size = b.segment * points * panels * b.a_point;
-  const int64_t z_size = b.segments > 1 ? b.tasks * points * b.m_point : 0;
-  float* v = (float*)scratch(Slot::shared, (v_size + a_size + z_size) * sizeof(float));
-  float *a = v + v_size, *z = z_size ? a + a_size : nullptr;
-  auto own = [&] { return scratch(Slot::own, kernels.winograd_grad_scratch(job, b)); };
-  for (int64_t segment = 0; segment < b.segments; ++segment) {
-    const int64_t blocks = min64(b.segment, b.blocks - segment * b.segment);
-    const int64_t items = blocks * (ceil_div(job.C, b.lanes) + 2 * panels);
-    parallel_tasks(items, work, [&](int64_t begin, int64_t end) {
-      kernels.winograd_grad_inputs(job, b, segment, v, a, own(), begin, end);
-    });
-    parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
-      kernels.winograd_grad_run(job, b, segment, v, a, z, own(), begin, end);
-    });
-  }
-}
-
-void run_depthwise(const TapConv& job) {
-  const KernelTable& kernels = cpu_kernels();
-  parallel_tasks(depthwise_channels(job) ? job.N * job.P : job.N * job.G * job.K, 20 * flops(job),
-                 [&](int64_t begin, int64_t end) {
-                   void* own = scratch(Slot::own, kernels.depthwise_scratch(job));
-                   kernels.depthwise_run(job, own, begin, end);
-                 });
-}
-
-void run(TapConv job, const PlanRow& row, Direction direction) {
-  if (job.N * job.G * job.K * job.P * job.Q == 0) return;
-  mark_ran(row, direction);
-  switch (row.algorithm) {
-    case Algorithm::conv1x1:
-      fold_pixels(job, {job.xs, job.ys, job.residual ? job.rs : job.ys});
-      return run_direct(job);
-    case Algorithm::depthwise: return run_depthwise(job);
-    case Algorithm::winograd: return run_winograd(job);
-    default: return run_direct(job);
-  }
-}
-
 }  // namespace
 
-Tensor conv2d_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                  const OptionalTensor& residual, int64_t stride_h, int64_t stride_w, int64_t pad_t,
-                  int64_t pad_l, int64_t pad_b, int64_t pad_r, int64_t dil_h, int64_t dil_w,
-                  int64_t groups, int64_t activation, int64_t /*precision*/) {
-  const ConvProblem p = conv2d_problem(
-      input, weight, bias, residual,
-      {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, activation});
-  const View x = view_of(input, "conv2d", "input"), w = view_of(weight, "conv2d", "weight");
-  const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
-  const Tensor output = empty4(input, y_size, channels_last(x), p.dtype);
-  const View y = view_of(output, "conv2d", "output");
+namespace {
+
+// The forward job of a problem, without its tensors but for the weights.
+TapConv forward_job(const ConvProblem& p, const View& w) {
   TapConv job = {};
   job.N = p.N, job.G = p.G, job.C = p.C / p.G, job.K = p.K / p.G;
   job.H = p.H, job.W = p.W, job.P = p.P, job.Q = p.Q;
@@ -169,19 +49,100 @@ Tensor conv2d_cpu(const Tensor& input, const Tensor& weight, const OptionalTenso
   job.rows = forward_axis(p.R, p.dil_h, p.pad_t);
   job.cols = forward_axis(p.S, p.dil_w, p.pad_l);
   job.dtype = p.dtype, job.activation = p.activation;
-  job.x = x.data, job.w = w.data, job.y = y.data;
-  set_strides(job.xs, x);
-  set_strides(job.ys, y);
+  job.w = w.data;
   job.ws[0] = job.K * w.stride[0];
   for (int i = 0; i < 4; ++i) job.ws[i + 1] = w.stride[i];
+  return job;
+}
+
+const PlanRow& forward_plan(const ConvProblem& p) { return plan(p, kCpu, Direction::forward); }
+
+// A tensor of packed weights: its key, then they.
+constexpr int64_t kPackingHead = 64;  // elements: whole cache lines
+
+// The weights in `packed`, once it is seen to be this problem's.
+const void* unpacked(const Tensor& packed, const TapConv& job, const PlanRow& row) {
+  const Packing packing = conv_packing(job, row);
+  const bool f64 = job.dtype == DType::f64;
+  bool fits = packed.dim() == 1 && packed.size(0) == kPackingHead + packing.size &&
+              dtype_of(packed, "conv2d_packed") == (f64 ? DType::f64 : DType::f32);
+  const void* data = packed.const_data_ptr();
+  for (int i = 0; fits && i < kPackingKey; ++i)
+    fits = (f64 ? ((const double*)data)[i] : ((const float*)data)[i]) == packing.key[i];
+  check(fits, "conv2d_packed: packed holds the weights of another problem");
+  return packing.size ? (const char*)data + kPackingHead * (f64 ? 8 : 4) : nullptr;
+}
+
+Tensor conv2d_forward(const Tensor& input, const Tensor& weight, const Tensor* packed,
+                      const OptionalTensor& bias, const OptionalTensor& residual,
+                      const ConvSettings& settings) {
+  const ConvProblem p = conv2d_problem(input, weight, bias, residual, settings);
+  const View x = view_of(input, "conv2d", "input"), w = view_of(weight, "conv2d", "weight");
+  const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
+  const Tensor output = empty4(input, y_size, channels_last(x), p.dtype);
+  const View y = view_of(output, "conv2d", "output");
+  TapConv job = forward_job(p, w);
+  job.x = x.data, job.y = y.data;
+  set_strides(job.xs, x);
+  set_strides(job.ys, y);
   if (bias) job.bias = bias->const_data_ptr(), job.bias_s = bias->stride(0);
   if (residual) {
     const View r = view_of(*residual, "conv2d", "residual");
     job.residual = r.data;
     set_strides(job.rs, r);
   }
-  run(job, plan(p, kCpu, Direction::forward), Direction::forward);
+  const PlanRow& row = forward_plan(p);
+  const void* weights = packed ? unpacked(*packed, job, row) : nullptr;
+  conv_run(job, row, Direction::forward, weights);
   return output;
+}
+
+}  // namespace
+
+Tensor conv2d_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                  const OptionalTensor& residual, int64_t stride_h, int64_t stride_w, int64_t pad_t,
+                  int64_t pad_l, int64_t pad_b, int64_t pad_r, int64_t dil_h, int64_t dil_w,
+                  int64_t groups, int64_t activation, int64_t /*precision*/) {
+  return conv2d_forward(
+      input, weight, nullptr, bias, residual,
+      {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, activation});
+}
+
+Tensor conv2d_packed_cpu(const Tensor& input, const Tensor& weight, const Tensor& packed,
+                         const OptionalTensor& bias, const OptionalTensor& residual,
+                         int64_t stride_h, int64_t stride_w, int64_t pad_t, int64_t pad_l,
+                         int64_t pad_b, int64_t pad_r, int64_t dil_h, int64_t dil_w, int64_t groups,
+                         int64_t activation) {
+  return conv2d_forward(
+      input, weight, &packed, bias, residual,
+      {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, activation});
+}
+
+Tensor conv2d_pack_cpu(const Tensor& weight, int64_t N, int64_t H, int64_t W, int64_t stride_h,
+                       int64_t stride_w, int64_t pad_t, int64_t pad_l, int64_t pad_b, int64_t pad_r,
+                       int64_t dil_h, int64_t dil_w, int64_t groups) {
+  const char* op = "conv2d_pack";
+  const View w = view_of(weight, op, "weight");
+  const int64_t x_size[4] = {N, w.size[1] * groups, H, W};
+  const ConvProblem p = make_conv_problem(
+      x_size, w.size, {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0},
+      dtype_of(weight, op));
+  const TapConv job = forward_job(p, w);
+  const Packing packing = conv_packing(job, forward_plan(p));
+  const int64_t size[1] = {kPackingHead + packing.size}, stride[1] = {1};
+  const bool f64 = p.dtype == DType::f64;
+  const Tensor packed = empty(weight, 1, size, stride, torch_dtype(f64 ? DType::f64 : DType::f32));
+  for (int i = 0; i < kPackingHead; ++i) {
+    const double value = i < kPackingKey ? (double)packing.key[i] : 0;
+    if (f64)
+      ((double*)packed.mutable_data_ptr())[i] = value;
+    else
+      ((float*)packed.mutable_data_ptr())[i] = (float)value;
+  }
+  if (packing.size)
+    conv_pack(job, forward_plan(p),
+              (char*)packed.mutable_data_ptr() + kPackingHead * (f64 ? 8 : 4));
+  return packed;
 }
 
 Tensor conv2d_input_grad_cpu(const Tensor& grad, const Tensor& weight, int64_t H, int64_t W,
@@ -218,7 +179,7 @@ Tensor conv2d_input_grad_cpu(const Tensor& grad, const Tensor& weight, int64_t H
       set_strides(job.ys, dx);
       job.y = (char*)dx.data + (a * dx.stride[2] + b * dx.stride[3]) * size;
       job.ys[2] *= p.stride_h, job.ys[3] *= p.stride_w;
-      run(job, row, Direction::input_grad);
+      conv_run(job, row, Direction::input_grad, nullptr);
     }
   return output;
 }
@@ -244,29 +205,7 @@ Tensor conv2d_weight_grad_cpu(const Tensor& input, const Tensor& grad, int64_t R
   job.x = x.data, job.dy = dy.data, job.dw = dw.data;
   set_strides(job.xs, x);
   set_strides(job.dys, dy);
-  const KernelTable& kernels = cpu_kernels();
-  const double work = 2.0 * p.N * p.K * job.C * p.P * p.Q * p.R * p.S;
-  const PlanRow& row = plan(p, kCpu, Direction::weight_grad);
-  mark_ran(row, Direction::weight_grad);
-  if (row.algorithm == Algorithm::depthwise) {
-    parallel_tasks(p.K, 20 * work, [&](int64_t begin, int64_t end) {
-      void* own = scratch(Slot::own, kernels.depthwise_weight_grad_scratch(job));
-      kernels.depthwise_weight_grad_run(job, own, begin, end);
-    });
-    return output;
-  }
-  if (row.algorithm == Algorithm::winograd) {
-    run_winograd_grad(job, work);
-    return output;
-  }
-  if (row.algorithm == Algorithm::conv1x1) fold_pixels(job, {job.xs, job.dys});
-  const bool f64 = p.dtype == DType::f64;
-  const Blocking b = weight_grad_blocking(job, f64 ? kernels.panel_f64 : kernels.panel_f32,
-                                          f64 ? 8 : 4, torch::stable::get_num_threads());
-  parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
-    void* own = scratch(Slot::own, kernels.weight_grad_scratch(job, b));
-    kernels.weight_grad_run(job, b, own, begin, end);
-  });
+  weight_grad_run(job, plan(p, kCpu, Direction::weight_grad));
   return output;
 }
 
@@ -286,6 +225,8 @@ Tensor conv2d_bias_grad_cpu(const Tensor& grad) {
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&conv2d_cpu));
   m.impl("conv2d_raw", TORCH_BOX(&conv2d_cpu));
+  m.impl("conv2d_pack", TORCH_BOX(&conv2d_pack_cpu));
+  m.impl("conv2d_packed", TORCH_BOX(&conv2d_packed_cpu));
   m.impl("conv2d_input_grad", TORCH_BOX(&conv2d_input_grad_cpu));
   m.impl("conv2d_input_grad_raw", TORCH_BOX(&conv2d_input_grad_cpu));
   m.impl("conv2d_weight_grad", TORCH_BOX(&conv2d_weight_grad_cpu));

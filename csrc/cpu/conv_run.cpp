@@ -1,0 +1,194 @@
+// Kernels and threads of one convolution on the CPU: one parallel region per step.
+#include "conv_run.h"
+
+#include <initializer_list>
+
+#include "blocking.h"
+#include "cpu.h"
+#include "winograd.h"
+
+namespace fastconv {
+namespace {
+
+double flops(const TapConv& job) {
+  return 2.0 * job.N * job.G * job.K * job.C * job.P * job.Q * job.rows.count * job.cols.count;
+}
+
+// A 1x1 without padding reads only the pixels it writes: the stride becomes the view's, and dense
+// images become one row, of the whole batch where that is dense too. `operands` are the strides of
+// everything that the job walks, its input first.
+template <class Job>
+void fold_pixels(Job& job, std::initializer_list<const int64_t*> operands) {
+  job.xs[2] *= job.stride_h, job.xs[3] *= job.stride_w;
+  job.stride_h = job.stride_w = 1;
+  job.H = job.P, job.W = job.Q;
+  auto continues = [&](int outer, int64_t pixels) {
+    for (const int64_t* s : operands)
+      if (s[outer] != pixels * s[3]) return false;
+    return true;
+  };
+  if (!continues(2, job.Q)) return;
+  job.W = job.Q = job.P * job.Q;
+  job.H = job.P = 1;
+  if (!continues(0, job.Q)) return;
+  job.W = job.Q = job.N * job.Q;
+  job.N = 1;
+}
+
+Blocking direct_blocking(const TapConv& job) {
+  const KernelTable& kernels = cpu_kernels();
+  const bool f64 = job.dtype == DType::f64;
+  return conv_blocking(job, f64 ? kernels.panel_f64 : kernels.panel_f32, f64 ? 8 : 4,
+                       torch::stable::get_num_threads());
+}
+
+WinogradBlocking winograd_blocking(const TapConv& job) {
+  return winograd_blocking(job, cpu_kernels().panel_f32, torch::stable::get_num_threads());
+}
+
+int64_t panel_pairs(const TapConv& job) {  // (group, panel)
+  const bool f64 = job.dtype == DType::f64;
+  return job.G * ceil_div(job.K, f64 ? cpu_kernels().panel_f64 : cpu_kernels().panel_f32);
+}
+
+void pack_direct(const TapConv& job, const Blocking& b, void* packed) {
+  parallel_tasks(panel_pairs(job), flops(job), [&](int64_t begin, int64_t end) {
+    cpu_kernels().conv_pack(job, b, packed, begin, end);
+  });
+}
+
+void run_direct(const TapConv& job, const void* packed) {
+  const KernelTable& kernels = cpu_kernels();
+  const Blocking b = direct_blocking(job);
+  if (b.packed && !packed) {
+    const int64_t element = job.dtype == DType::f64 ? 8 : 4;
+    void* shared = scratch(Slot::shared, kernels.conv_packed_size(job) * element + 64);
+    pack_direct(job, b, shared);
+    packed = shared;
+  }
+  parallel_tasks(b.tasks, flops(job), [&](int64_t begin, int64_t end) {
+    void* own = scratch(Slot::own, kernels.conv_scratch(job, b));
+    kernels.conv_run(job, b, packed, own, begin, end);
+  });
+}
+
+void pack_winograd(const TapConv& job, const WinogradBlocking& b, float* u) {
+  const KernelTable& kernels = cpu_kernels();
+  parallel_tasks(panel_pairs(job), flops(job), [&](int64_t begin, int64_t end) {
+    kernels.winograd_pack(job, b, u, scratch(Slot::own, kernels.winograd_scratch(job, b)), begin,
+                          end);
+  });
+}
+
+void run_winograd(const TapConv& job, const float* u) {
+  const KernelTable& kernels = cpu_kernels();
+  const WinogradBlocking b = winograd_blocking(job);
+  const double work = flops(job);
+  const bool pack = b.packed && !u;
+  const int64_t u_size = pack ? panel_pairs(job) * b.chunks * b.u_chunk : 0;
+  // Where several tasks share a block, they share its inputs.
+  const int64_t v_size = b.panel_blocks > 1 ? b.blocks * b.form.points() * b.v_point : 0;
+  float* shared = (float*)scratch(Slot::shared, (u_size + v_size) * sizeof(float));
+  float* v = v_size ? shared + u_size : nullptr;
+  auto own = [&] { return scratch(Slot::own, kernels.winograd_scratch(job, b)); };
+  if (pack) pack_winograd(job, b, shared), u = shared;
+  if (v)
+    parallel_tasks(b.blocks * ceil_div(job.C, b.lanes), work, [&](int64_t begin, int64_t end) {
+      kernels.winograd_inputs(job, b, v, own(), begin, end);
+    });
+  parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
+    kernels.winograd_run(job, b, u, v, own(), begin, end);
+  });
+}
+
+void run_winograd_grad(const WeightGrad& job, double work) {
+  const KernelTable& kernels = cpu_kernels();
+  const WinogradBlocking b = winograd_grad_blocking(job, kernels.panel_f32);
+  const int64_t panels = ceil_div(job.K, kernels.panel_f32), points = b.form.points();
+  const int64_t v_size = b.segment * points * b.v_point;
+  const int64_t a_size = b.segment * points * panels * b.a_point;
+  const int64_t z_size = b.segments > 1 ? b.tasks * points * b.m_point : 0;
+  float* v = (float*)scratch(Slot::shared, (v_size + a_size + z_size) * sizeof(float));
+  float *a = v + v_size, *z = z_size ? a + a_size : nullptr;
+  auto own = [&] { return scratch(Slot::own, kernels.winograd_grad_scratch(job, b)); };
+  for (int64_t segment = 0; segment < b.segments; ++segment) {
+    const int64_t blocks = min64(b.segment, b.blocks - segment * b.segment);
+    const int64_t items = blocks * (ceil_div(job.C, b.lanes) + 2 * panels);
+    parallel_tasks(items, work, [&](int64_t begin, int64_t end) {
+      kernels.winograd_grad_inputs(job, b, segment, v, a, own(), begin, end);
+    });
+    parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
+      kernels.winograd_grad_run(job, b, segment, v, a, z, own(), begin, end);
+    });
+  }
+}
+
+void run_depthwise(const TapConv& job) {
+  const KernelTable& kernels = cpu_kernels();
+  parallel_tasks(depthwise_channels(job) ? job.N * job.P : job.N * job.G * job.K, 20 * flops(job),
+                 [&](int64_t begin, int64_t end) {
+                   void* own = scratch(Slot::own, kernels.depthwise_scratch(job));
+                   kernels.depthwise_run(job, own, begin, end);
+                 });
+}
+
+}  // namespace
+
+Packing conv_packing(const TapConv& job, const PlanRow& row) {
+  const int64_t algorithm = static_cast<int64_t>(row.algorithm), lanes = panel_pairs(job);
+  switch (row.algorithm) {
+    case Algorithm::depthwise: return {};
+    case Algorithm::winograd: {
+      const WinogradBlocking b = winograd_blocking(job);
+      return {{algorithm, lanes, b.chunk, b.form.m_h, b.form.m_w, job.G, job.K, job.C, job.R, job.S},
+              lanes * b.chunks * b.u_chunk};
+    }
+    default:
+      return {{algorithm, lanes, direct_blocking(job).chunk, 0, 0, job.G, job.K, job.C, job.R,
+               job.S},
+              cpu_kernels().conv_packed_size(job)};
+  }
+}
+
+void conv_pack(const TapConv& job, const PlanRow& row, void* packed) {
+  if (row.algorithm == Algorithm::winograd)
+    pack_winograd(job, winograd_blocking(job), (float*)packed);
+  else
+    pack_direct(job, direct_blocking(job), packed);
+}
+
+void conv_run(TapConv job, const PlanRow& row, Direction direction, const void* packed) {
+  if (job.N * job.G * job.K * job.P * job.Q == 0) return;
+  mark_ran(row, direction);
+  switch (row.algorithm) {
+    case Algorithm::conv1x1:
+      fold_pixels(job, {job.xs, job.ys, job.residual ? job.rs : job.ys});
+      return run_direct(job, packed);
+    case Algorithm::depthwise: return run_depthwise(job);
+    case Algorithm::winograd: return run_winograd(job, (const float*)packed);
+    default: return run_direct(job, packed);
+  }
+}
+
+void weight_grad_run(WeightGrad job, const PlanRow& row) {
+  const KernelTable& kernels = cpu_kernels();
+  const double work = 2.0 * job.N * job.G * job.K * job.C * job.P * job.Q * job.rows.count *
+                      job.cols.count;
+  mark_ran(row, Direction::weight_grad);
+  if (row.algorithm == Algorithm::depthwise)
+    return parallel_tasks(job.G * job.K, 20 * work, [&](int64_t begin, int64_t end) {
+      void* own = scratch(Slot::own, kernels.depthwise_weight_grad_scratch(job));
+      kernels.depthwise_weight_grad_run(job, own, begin, end);
+    });
+  if (row.algorithm == Algorithm::winograd) return run_winograd_grad(job, work);
+  if (row.algorithm == Algorithm::conv1x1) fold_pixels(job, {job.xs, job.dys});
+  const bool f64 = job.dtype == DType::f64;
+  const Blocking b = weight_grad_blocking(job, f64 ? kernels.panel_f64 : kernels.panel_f32,
+                                          f64 ? 8 : 4, torch::stable::get_num_threads());
+  parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
+    void* own = scratch(Slot::own, kernels.weight_grad_scratch(job, b));
+    kernels.weight_grad_run(job, b, own, begin, end);
+  });
+}
+
+}  // namespace fastconv

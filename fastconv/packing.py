@@ -1,0 +1,134 @@
+"""Packed weights kept between calls: what a convolution layer in eval mode does not do again.
+
+A CPU kernel reads weights in an order of its own, and Winograd reads them transformed. A layer in
+eval mode keeps them as long as its weight is the same tensor, of the same address and version
+counter, and no gradient is asked for. They are dropped by `train`, `eval`, `to`,
+`load_state_dict`, and by `clear_cache` for writes that bump no version (`weight.data`, a numpy
+view).
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import _C  # noqa: F401  registers torch.ops.fastconv
+from .backend import current_backend
+from .ops.sizes import activation_code, autocast_enabled, conv_padding, pair
+
+_pack = torch.ops.fastconv.conv2d_pack.default
+_packed = torch.ops.fastconv.conv2d_packed.default
+_HEAD = 64  # elements that say what is packed: csrc/cpu/conv.cpp
+_PROBLEMS = 64  # remembered by a layer; those that agree in their head share one tensor
+_caches: weakref.WeakSet[WeightCache] = weakref.WeakSet()
+
+
+def _limit() -> int:
+    value = os.environ.get("FASTCONV_CACHE", "1024")
+    try:
+        return int(value) * 2**20
+    except ValueError:
+        raise ValueError(f"FASTCONV_CACHE must be a number of megabytes, got {value!r}") from None
+
+
+class WeightCache:
+    """The packed weights of one layer."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.address, self.version = weight.data_ptr(), weight._version
+        # problem -> (packed weights, the window's numbers)
+        self.problems: dict[tuple, tuple[Tensor, tuple]] = {}
+        _caches.add(self)
+
+    def holds(self, weight: Tensor) -> bool:
+        return self.address == weight.data_ptr() and self.version == weight._version
+
+    def tensors(self) -> list[Tensor]:
+        return list({id(t): t for t, _ in self.problems.values()}.values())
+
+    def add(self, problem: tuple, weight: Tensor, input: Tensor, window: tuple) -> bool:
+        """Packs the weights for a problem; False where they are past the limit."""
+        n, _, h, w = input.shape
+        if len(self.problems) >= _PROBLEMS:
+            self.problems.clear()
+        packed = _pack(weight, n, h, w, *window)
+        for other in self.tensors():
+            if other.shape == packed.shape and torch.equal(other[:_HEAD], packed[:_HEAD]):
+                packed = other
+                break
+        else:
+            if cache_size() + packed.nbytes > _limit():
+                return False
+        self.problems[problem] = packed, window
+        return True
+
+
+def cached_conv2d(
+    layer: torch.nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None, residual
+) -> Tensor | None:
+    """The layer's output by its packed weights; None where they do not serve this call."""
+    plain = (
+        type(input) is Tensor
+        and input.dim() == 4
+        and input.device.type == "cpu" == weight.device.type
+        and input.dtype == weight.dtype
+        and layer.padding_mode == "zeros"
+        and not torch.compiler.is_compiling()
+        and not _needs_grad(input, weight, bias, residual)
+        and not autocast_enabled(input)
+        and current_backend() in (None, "cpu")
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and forward_ad._current_level < 0
+        and not weight.is_inference()  # it has no version counter
+    )
+    if not plain:
+        return None
+    attributes = layer.__dict__
+    cache = attributes.get("_weight_cache")
+    if cache is None or not cache.holds(weight):
+        cache = attributes["_weight_cache"] = WeightCache(weight)
+    settings = layer.stride, layer.padding, layer.dilation, layer.groups
+    problem = input.shape, settings
+    if (found := cache.problems.get(problem)) is None:
+        if _limit() == 0:
+            return None
+        stride, dilation = pair(layer.stride, "stride"), pair(layer.dilation, "dilation")
+        pads = conv_padding(layer.padding, weight.shape[2:], stride, dilation)
+        window = (*stride, *pads, *dilation, layer.groups)
+        if not cache.add(problem, weight, input, window):
+            return None
+        found = cache.problems[problem]
+    packed, window = found
+    return _packed(
+        input, weight, packed, bias, residual, *window, activation_code(layer.activation)
+    )
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def clear_cache(module: torch.nn.Module) -> None:
+    """Drops the packed weights of every layer of `module`.
+
+    Needed after writes to a weight that bump no version counter: through `weight.data` or a numpy
+    view of it. Everything else is noticed.
+    """
+    for each in module.modules():
+        each.__dict__.pop("_weight_cache", None)
+
+
+def cache_size(module: torch.nn.Module | None = None) -> int:
+    """Bytes of packed weights that `module` keeps, or by default every layer of the process."""
+    if module is None:
+        caches = list(_caches)
+    else:
+        found = (each.__dict__.get("_weight_cache") for each in module.modules())
+        caches = [cache for cache in found if cache is not None]
+    return sum(t.nbytes for cache in caches for t in cache.tensors())

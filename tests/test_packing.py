@@ -1,0 +1,170 @@
+"""Packed weights kept between calls: the same results, noticed changes, bounded memory."""
+
+import copy
+import io
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import fastconv
+from fastconv.nn import cache_size, clear_cache
+
+LAYERS = {  # arguments of Conv2d by algorithm
+    "winograd": (16, 24, 3, 1, 1),
+    "winograd 5x5": (16, 20, 5, 1, 2),
+    "direct": (5, 37, 3, 2, 1),
+    "conv1x1": (19, 33, 1),
+    "depthwise": (12, 12, 3, 1, 1, 1, 12),
+    "grouped": (12, 18, 3, 1, "same", 1, 3),
+}
+
+
+def layer(name="winograd", dtype=torch.float32, **options):
+    torch.manual_seed(0)
+    return fastconv.nn.Conv2d(*LAYERS[name], dtype=dtype, **options).eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_same_to_the_bit(name, dtype, isa):
+    conv = layer(name, dtype, activation="relu")
+    with torch.no_grad():
+        for size in ((2, 9, 11), (1, 9, 11), (2, 12, 7)):
+            x = torch.randn(size[0], conv.in_channels, *size[1:], dtype=dtype)
+            residual = torch.randn_like(conv.train()(x))
+            expected = conv(x, residual)
+            conv.eval()
+            for _ in range(2):
+                assert torch.equal(conv(x, residual), expected)
+    assert cache_size(conv) > 0
+
+
+def test_only_in_eval_mode_without_gradients():
+    conv, x = layer(), torch.randn(1, 16, 9, 11)
+    conv(x)
+    assert cache_size(conv) == 0  # its weight wants a gradient
+    with torch.no_grad():
+        conv.train()(x)
+        assert cache_size(conv) == 0
+        conv.eval()(x)
+        assert cache_size(conv) > 0
+        conv.requires_grad_(False)
+    x.requires_grad_()
+    conv(x).sum().backward()
+    assert x.grad is not None
+
+
+CHANGES = {
+    "in place": lambda conv: conv.weight.mul_(-2),
+    "optimizer": lambda conv: torch.optim.SGD([conv.weight], 0.1).step(),
+    "load_state_dict": lambda conv: conv.load_state_dict(
+        {k: v + 1 for k, v in conv.state_dict().items()}
+    ),
+    "another parameter": lambda conv: setattr(
+        conv, "weight", torch.nn.Parameter(conv.weight.detach().flip(0))
+    ),
+    "data": lambda conv: setattr(conv.weight, "data", conv.weight.data.flip(1)),
+    "data, cleared": lambda conv: (conv.weight.data.mul_(3), clear_cache(conv)),
+    "to": lambda conv: conv.to(torch.float64).to(torch.float32),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_weight_is_noticed(change):
+    conv, x = layer(), torch.randn(1, 16, 9, 11)
+    conv.weight.grad = torch.ones_like(conv.weight)
+    with torch.no_grad():
+        conv(x)
+        CHANGES[change](conv)
+        fresh = fastconv.conv2d(x, conv.weight, conv.bias, padding=1)
+        assert torch.equal(conv(x), fresh)
+
+
+@pytest.mark.parametrize("drop", ["train", "eval", "double", "load_state_dict"])
+def test_dropped(drop):
+    conv = layer()
+    with torch.no_grad():
+        conv(torch.randn(1, 16, 9, 11))
+        assert cache_size(conv) > 0
+        argument = (conv.state_dict(),) if drop == "load_state_dict" else ()
+        getattr(conv, drop)(*argument)
+    assert cache_size(conv) == 0
+
+
+def test_copies_carry_none():
+    conv, x = layer(), torch.randn(1, 16, 9, 11)
+    with torch.no_grad():
+        y = conv(x)
+        saved = io.BytesIO()
+        torch.save(conv, saved)
+        saved.seek(0)
+        for twin in (
+            copy.deepcopy(conv),
+            pickle.loads(pickle.dumps(conv)),
+            torch.load(saved, weights_only=False),
+            fastconv.convert(conv),
+        ):
+            assert cache_size(twin) == 0
+            assert torch.equal(twin(x), y)
+
+
+def test_problems_that_agree_share_their_weights(monkeypatch):
+    conv = layer()
+    with torch.no_grad():
+        conv(torch.randn(1, 16, 9, 11))
+        size = cache_size(conv)
+        for width in range(12, 90):
+            conv(torch.randn(1, 16, 9, width))
+        assert cache_size(conv) == size and cache_size() >= size
+        monkeypatch.setenv("FASTCONV_CACHE", "0")
+        clear_cache(conv)
+        conv(torch.randn(1, 16, 9, 11))
+        assert cache_size(conv) == 0
+        monkeypatch.setenv("FASTCONV_CACHE", "much")
+        with pytest.raises(ValueError, match="megabytes, got 'much'"):
+            conv(torch.randn(1, 16, 9, 11))
+
+
+def test_weights_of_another_problem_are_refused():
+    conv, other = layer(), layer("direct")
+    window = (1, 1, 1, 1, 1, 1, 1, 1, 1)
+    packed = torch.ops.fastconv.conv2d_pack(other.weight, 1, 9, 11, *window)
+    with pytest.raises(RuntimeError, match="another problem"):
+        x = torch.randn(1, 16, 9, 11)
+        torch.ops.fastconv.conv2d_packed(x, conv.weight, packed, None, None, *window, 0)
+
+
+def test_eight_threads_share_a_layer():
+    conv = layer()
+    inputs = [torch.randn(1, 16, 9 + i % 3, 11) for i in range(40)]
+    with torch.no_grad():
+        conv.train()
+        expected = [conv(x) for x in inputs]
+        conv.eval()
+
+    def run(x):
+        with torch.no_grad():
+            return conv(x)
+
+    with ThreadPoolExecutor(8) as pool:
+        for mine, true in zip(pool.map(run, inputs), expected, strict=True):
+            assert torch.equal(mine, true)
+
+
+def test_transforms_take_the_op():
+    conv, x = layer().requires_grad_(False), torch.randn(3, 16, 9, 11)
+    expected = conv.train()(x)
+    conv.eval()(x)
+    torch.testing.assert_close(torch.vmap(lambda x: conv(x[None])[0])(x), expected)
+    compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected)
+    program = torch.export.export(conv, (x,)).module()
+    assert "packed" not in str(program.graph)
+    torch.testing.assert_close(program(x), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(x).dtype == torch.bfloat16
+    with torch.inference_mode():
+        assert torch.equal(conv(x), expected)
+        assert torch.equal(layer()(x), expected)  # made here: no version to tell a change by
