@@ -105,10 +105,12 @@ def test_every_isa_and_dtype(case, layout, dtype, isa):
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("channels", [1, 40])
 @pytest.mark.parametrize("operands", range(1, 7))
-def test_every_register_tile(operands, dtype, isa):
-    """As many pixels, and as many (c, r, s) of the weight gradient, as a tile has operands."""
-    case = (1, operands, 1, operands, 5, 1, 1, (1, 1), (0, 0), (1, 1), 1)
+def test_every_register_tile(operands, channels, dtype, isa):
+    """As many pixels, and as many (c, r, s) of the weight gradient, as a tile has operands; panels
+    of one vector and of two."""
+    case = (1, operands, 1, operands, channels, 1, 1, (1, 1), (0, 0), (1, 1), 1)
     compare_all(case, dtype, "nchw")
 
 

@@ -66,12 +66,12 @@ inline int64_t make_runs(const TapConv& job, const Slab<T>& slab, int64_t c0, in
 template <class T>
 inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t rows, int64_t cols,
                              const Run* runs, int64_t run_count, const T* w, T* acc,
-                             bool accumulate) {
+                             bool accumulate, bool narrow) {
   const int64_t pixels = rows * cols, tiles = ceil_div(pixels, kTile);
   const int64_t row_step = job.stride_h * slab.h, col_step = job.stride_w * slab.w;
   const T* x[kTile];
   int64_t m = 0, i = 0, j = 0;
-  uint32_t ran = 0;
+  uint64_t ran = 0;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t end = pixels * (t + 1) / tiles;
     const int J = (int)(end - m);
@@ -79,11 +79,11 @@ inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t ro
       x[k] = slab.data + i * row_step + j * col_step;
       if (++j == cols) j = 0, ++i;
     }
-    fma_tile<T>(J, x, runs, run_count, w, acc + m * kPanel<T>, accumulate);
+    fma_tile<T>(narrow, J, x, runs, run_count, w, acc + m * kPanel<T>, accumulate);
     ran |= 1u << (J - 1);
     m = end;
   }
-  mark_tiles<T>(ran, false);
+  mark_tiles<T>(ran, false, narrow);
 }
 
 // A task: (image, group, row block, column block, range of panels), panels fastest, so that
@@ -119,11 +119,13 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
     }
     for (int64_t panel = first; panel < min64(first + b.panels, panels); ++panel) {
       const T* w = packed ? (const T*)packed + (g * panels + panel) * taps * job.C * L : nullptr;
+      const bool narrow = is_narrow<T>(job.K - panel * L);
       for (int64_t c0 = 0; c0 < job.C; c0 += b.chunk) {
         const int64_t cn = min64(b.chunk, job.C - c0);
         const int64_t run_count = make_runs(job, slab, c0, cn, runs);
         if (!packed) pack_weights<S>(job, {g, panel, c0, cn}, weights);
-        accumulate_block(job, slab, rows, cols, runs, run_count, packed ? w : weights, acc, c0 > 0);
+        accumulate_block(job, slab, rows, cols, runs, run_count, packed ? w : weights, acc, c0 > 0,
+                         narrow);
         w += packed ? taps * cn * L : 0;
       }
       store_panel<S>(panel_store<S>(job, n, g, panel), acc, p0, q0, rows, cols);

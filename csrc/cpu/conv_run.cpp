@@ -140,13 +140,14 @@ Packing conv_packing(const TapConv& job, const PlanRow& row) {
     case Algorithm::depthwise: return {};
     case Algorithm::winograd: {
       const WinogradBlocking b = winograd_blocking(job);
-      return {{algorithm, lanes, b.chunk, b.form.m_h, b.form.m_w, job.G, job.K, job.C, job.R, job.S},
-              lanes * b.chunks * b.u_chunk};
+      return {
+          {algorithm, lanes, b.chunk, b.form.m_h, b.form.m_w, job.G, job.K, job.C, job.R, job.S},
+          lanes * b.chunks * b.u_chunk};
     }
     default:
-      return {{algorithm, lanes, direct_blocking(job).chunk, 0, 0, job.G, job.K, job.C, job.R,
-               job.S},
-              cpu_kernels().conv_packed_size(job)};
+      return {
+          {algorithm, lanes, direct_blocking(job).chunk, 0, 0, job.G, job.K, job.C, job.R, job.S},
+          cpu_kernels().conv_packed_size(job)};
   }
 }
 
@@ -172,8 +173,8 @@ void conv_run(TapConv job, const PlanRow& row, Direction direction, const void* 
 
 void weight_grad_run(WeightGrad job, const PlanRow& row) {
   const KernelTable& kernels = cpu_kernels();
-  const double work = 2.0 * job.N * job.G * job.K * job.C * job.P * job.Q * job.rows.count *
-                      job.cols.count;
+  const double work =
+      2.0 * job.N * job.G * job.K * job.C * job.P * job.Q * job.rows.count * job.cols.count;
   mark_ran(row, Direction::weight_grad);
   if (row.algorithm == Algorithm::depthwise)
     return parallel_tasks(job.G * job.K, 20 * work, [&](int64_t begin, int64_t end) {

@@ -105,12 +105,13 @@ inline void winograd_inputs(const TapConv& job, const WinogradBlocking& b, float
 
 // M (+)= V * U at every point, of one chunk.
 inline void winograd_multiply(const TapConv& job, const WinogradBlocking& b, const TileBlock& t,
-                              const float* v, const float* u, int64_t c0, float* m, Run* runs) {
+                              const float* v, const float* u, int64_t c0, float* m, Run* runs,
+                              bool narrow) {
   constexpr int W = kW<float>, L = kPanel<float>;
   const int64_t tiles = t.tiles(), last = min64(c0 + b.chunk, job.C);
   int64_t run_count = 0;
   for (int64_t c = c0; c < last; c += W) runs[run_count++] = {c * tiles, 1, min64(W, last - c)};
-  uint32_t ran = 0;
+  uint64_t ran = 0;
   for (int64_t xi = 0; xi < b.form.points(); ++xi) {
     const bool last_h = xi / b.form.points_w() == b.form.points_h() - 1;
     const bool last_w = xi % b.form.points_w() == b.form.points_w() - 1;
@@ -120,12 +121,12 @@ inline void winograd_multiply(const TapConv& job, const WinogradBlocking& b, con
       const int64_t from = begin + n * group / groups, to = begin + n * (group + 1) / groups;
       const float* x[kTile];
       for (int64_t k = 0; k < to - from; ++k) x[k] = v + xi * b.v_point + (from + k) * W;
-      fma_tile<float>((int)(to - from), x, runs, run_count, u + xi * b.u_point,
+      fma_tile<float>(narrow, (int)(to - from), x, runs, run_count, u + xi * b.u_point,
                       m + xi * b.m_point + from * L, c0 > 0);
       ran |= 1u << (to - from - 1);
     }
   }
-  mark_tiles<float>(ran, false);
+  mark_tiles<float>(ran, false, narrow);
 }
 
 // The outputs of a block once more by the direct kernel, into those of its tiles that are bad.
@@ -149,7 +150,8 @@ inline void winograd_again(const TapConv& job, const WinogradBlocking& b, const 
                    cols, x_end);
       pack_weights<S>(job, {t.g, panel, c0, cn}, weights);
       const int64_t run_count = make_runs(job, slab, 0, cn, runs);
-      accumulate_block(job, slab, P, Q, runs, run_count, weights, again, c0 > 0);
+      accumulate_block(job, slab, P, Q, runs, run_count, weights, again, c0 > 0,
+                       is_narrow<float>(job.K - panel * L));
     }
     for (int64_t i = 0; i < t.rows.count(); ++i)
       for (int64_t j = 0; j < t.cols.count(); ++j) {
@@ -165,7 +167,7 @@ inline void winograd_again(const TapConv& job, const WinogradBlocking& b, const 
 
 // M to the outputs of every tile; true where one is not finite.
 inline bool winograd_outputs(const WinogradBlocking& b, const TileBlock& t, const float* m,
-                             float* y, char* bad) {
+                             float* y, char* bad, bool narrow) {
   constexpr int W = kW<float>, L = kPanel<float>;
   const int64_t P = t.rows.outputs, Q = t.cols.outputs;
   bool any = false;
@@ -176,7 +178,7 @@ inline bool winograd_outputs(const WinogradBlocking& b, const TileBlock& t, cons
         float* to = y + (n * P * Q + t.rows.start(i) * Q + t.cols.start(j)) * L;
         const int64_t rows = t.rows.size(i), cols = t.cols.size(j);
         Lane sum = {};
-        for (int half = 0; half < L; half += W) {
+        for (int half = 0; half < (narrow ? W : L); half += W) {
           const float* from = m + tile * L + half;
           if (b.form.points_h() == 4)
             sum += output_tile<4, 2>(from, b.m_point, to + half, Q * L, L, rows, cols);
@@ -214,15 +216,17 @@ inline void winograd_run(const TapConv& job, const WinogradBlocking& b, const fl
     }
     const float* v = inputs ? inputs + block * b.form.points() * b.v_point : (float*)own;
     for (int64_t panel = first; panel < min64(first + b.panels, panels); ++panel) {
+      const bool narrow = is_narrow<float>(job.K - panel * L);
       for (int64_t chunk = 0; chunk < b.chunks; ++chunk) {
         const float* weights = u;
         if (packed)
           weights = packed + ((t.g * panels + panel) * b.chunks + chunk) * b.u_chunk;
         else
           winograd_weights<S>(job, b, t.g, panel, chunk, (float*)(own + at.weights), u);
-        winograd_multiply(job, b, t, v, weights, chunk * b.chunk, m, (Run*)(own + at.runs));
+        winograd_multiply(job, b, t, v, weights, chunk * b.chunk, m, (Run*)(own + at.runs), narrow);
       }
-      if (winograd_outputs(b, t, m, y, own + at.bad)) winograd_again<S>(job, b, t, panel, own, at);
+      if (winograd_outputs(b, t, m, y, own + at.bad, narrow))
+        winograd_again<S>(job, b, t, panel, own, at);
       for (int64_t n = 0; n < t.images; ++n)
         store_panel<S>(panel_store<S>(job, t.n0 + n, t.g, panel),
                        y + n * t.rows.outputs * t.cols.outputs * L, t.p0, t.q0, t.rows.outputs,

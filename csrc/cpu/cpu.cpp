@@ -59,10 +59,11 @@ std::string cpu_isas() {
 std::vector<std::pair<std::string, bool>> cpu_tiles() {
   std::vector<std::pair<std::string, bool>> tiles;
   for (const Isa& isa : isas())
-    for (int bit = 0; bit < 32; ++bit)
+    for (int bit = 0; bit < 64; ++bit)
       if (bit % 8 < kTileOperands)
         tiles.emplace_back(std::string(isa.table->isa) + (bit % 16 < 8 ? " float32" : " float64") +
-                               (bit < 16 ? "" : " weight_grad") + " tile " +
+                               (bit % 32 < 16 ? "" : " weight_grad") +
+                               (bit < 32 ? " tile " : " narrow tile ") +
                                std::to_string(bit % 8 + 1),
                            *isa.table->tiles_ran >> bit & 1);
   return tiles;

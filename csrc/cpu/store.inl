@@ -43,29 +43,38 @@ inline void store_scalar(const PanelStore<S>& to, const Compute<S>* acc, int64_t
   }
 }
 
-// One pixel of channel-last y: whole vectors along k.
-template <class S>
+// n pixels of a row of channel-last y: vectors along k, of the last one `lanes` % W.
+template <Activation kActivation, class S>
 inline void store_channels(const PanelStore<S>& to, const Compute<S>* acc, const Compute<S>* bias,
-                           int64_t p, int64_t q) {
+                           int64_t p, int64_t q, int64_t n) {
   typedef Compute<S> T;
   constexpr int W = kW<T>;
-  for (int half = 0; half < 2 * W; half += W) {
-    Vec<T> v = load<T>(acc + half) + load<T>(bias + half);
-    if (to.residual) v += load_widened<S>(to.residual + half + p * to.r_p + q * to.r_q);
-    store_narrowed<S>(to.y + half + p * to.y_p + q * to.y_q, activate<T>(v, to.activation));
+  S* y = to.y + p * to.y_p + q * to.y_q;
+  const S* residual = to.residual ? to.residual + p * to.r_p + q * to.r_q : nullptr;
+  const Vec<T> b[2] = {load<T>(bias), load<T>(bias + W)};
+  for (int64_t i = 0; i < n; ++i, acc += 2 * W, y += to.y_q) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const int64_t lanes = min64(to.lanes - half * W, W);
+      if (lanes <= 0) break;
+      Vec<T> v = load<T>(acc + half * W) + b[half];
+      if (residual) v += load_lanes<S>(residual + half * W, lanes);
+      store_lanes<S>(y + half * W, activate<T>(v, kActivation), lanes, 1);
+    }
+    if (residual) residual += to.r_q;
   }
 }
 
-// W consecutive pixels of a planar y (NCHW): transpose, then whole vectors along q.
-template <class S>
+// Up to W consecutive pixels of a planar y (NCHW): transpose, then vectors along q.
+template <Activation kActivation, class S>
 inline void store_pixels(const PanelStore<S>& to, const Compute<S>* acc, const Compute<S>* bias,
-                         int64_t p, int64_t q) {
+                         int64_t p, int64_t q, int64_t n) {
   typedef Compute<S> T;
   constexpr int W = kW<T>;
   for (int half = 0; half < 2 * W && half < to.lanes; half += W) {
     Vec<T> rows[W];
 #pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) rows[i] = load<T>(acc + i * 2 * W + half);
+    for (int i = 0; i < W; ++i) rows[i] = i < n ? load<T>(acc + i * 2 * W + half) : Vec<T>{};
     transpose<T>(rows);
     const int64_t lanes = min64(W, to.lanes - half);
 #pragma GCC unroll 16
@@ -73,35 +82,47 @@ inline void store_pixels(const PanelStore<S>& to, const Compute<S>* acc, const C
       if (k >= lanes) break;
       Vec<T> v = rows[k] + broadcast<T>(bias[half + k]);
       if (to.residual)
-        v += load_widened<S>(to.residual + (half + k) * to.r_k + p * to.r_p + q * to.r_q);
-      store_narrowed<S>(to.y + (half + k) * to.y_k + p * to.y_p + q * to.y_q,
-                        activate<T>(v, to.activation));
+        v += load_lanes<S>(to.residual + (half + k) * to.r_k + p * to.r_p + q * to.r_q, n);
+      store_lanes<S>(to.y + (half + k) * to.y_k + p * to.y_p + q * to.y_q,
+                     activate<T>(v, kActivation), n, 1);
     }
   }
 }
 
 // A block of rows x cols pixels at (p0, q0); acc is [rows * cols][kPanel].
-template <class S>
-inline void store_panel(const PanelStore<S>& to, const Compute<S>* acc, int64_t p0, int64_t q0,
+template <Activation kActivation, class S>
+inline void store_block(const PanelStore<S>& to, const Compute<S>* acc, int64_t p0, int64_t q0,
                         int64_t rows, int64_t cols) {
   typedef Compute<S> T;
   constexpr int W = kW<T>, L = kPanel<T>;
   T bias[L];
   for (int64_t k = 0; k < L; ++k)
     bias[k] = to.bias && k < to.lanes ? widen(to.bias[k * to.bias_s]) : T(0);
-  const bool channels = to.y_k == 1 && to.lanes == L && (!to.residual || to.r_k == 1);
+  const bool channels = to.y_k == 1 && (!to.residual || to.r_k == 1);
   const bool pixels = !channels && to.y_q == 1 && (!to.residual || to.r_q == 1);
   // Whole rows of a dense plane are one row.
   const bool dense = pixels && to.y_p == cols && (!to.residual || to.r_p == cols);
   if (dense) cols *= rows, rows = 1;
   for (int64_t i = 0; i < rows; ++i) {
-    int64_t j = 0;
     const T* row = acc + i * cols * L;
     if (channels)
-      for (; j < cols; ++j) store_channels<S>(to, row + j * L, bias, p0 + i, q0 + j);
-    if (pixels)
-      for (; j + W <= cols; j += W) store_pixels<S>(to, row + j * L, bias, p0 + i, q0 + j);
-    for (; j < cols; ++j) store_scalar<S>(to, row + j * L, p0 + i, q0 + j);
+      store_channels<kActivation, S>(to, row, bias, p0 + i, q0, cols);
+    else if (pixels)
+      for (int64_t j = 0; j < cols; j += W)
+        store_pixels<kActivation, S>(to, row + j * L, bias, p0 + i, q0 + j, min64(W, cols - j));
+    else
+      for (int64_t j = 0; j < cols; ++j) store_scalar<S>(to, row + j * L, p0 + i, q0 + j);
+  }
+}
+
+template <class S>
+inline void store_panel(const PanelStore<S>& to, const Compute<S>* acc, int64_t p0, int64_t q0,
+                        int64_t rows, int64_t cols) {
+  switch (to.activation) {
+    case Activation::relu: return store_block<Activation::relu, S>(to, acc, p0, q0, rows, cols);
+    case Activation::sigmoid:
+      return store_block<Activation::sigmoid, S>(to, acc, p0, q0, rows, cols);
+    default: return store_block<Activation::none, S>(to, acc, p0, q0, rows, cols);
   }
 }
 

@@ -13,60 +13,78 @@ struct Run {
 
 constexpr int kTile = kTileOperands;
 
-// Which tiles ran, for the tests' register: bit J - 1, 8 higher in double, 16 in a weight gradient.
-static uint32_t tiles_ran;
+// Which tiles ran, for the tests' register: bit J - 1, 8 higher in double, 16 in a weight gradient,
+// 32 where only the first vector is wanted.
+static uint64_t tiles_ran;
 
 template <class T>
-inline void mark_tiles(uint32_t ran, bool weight_grad) {
-  __atomic_fetch_or(&tiles_ran, ran << (sizeof(T) == 8 ? 8 : 0) << (weight_grad ? 16 : 0),
-                    __ATOMIC_RELAXED);
+inline void mark_tiles(uint64_t ran, bool weight_grad, bool narrow) {
+  const int shift = (sizeof(T) == 8 ? 8 : 0) + (weight_grad ? 16 : 0) + (narrow ? 32 : 0);
+  __atomic_fetch_or(&tiles_ran, ran << shift, __ATOMIC_RELAXED);
 }
 
-template <class T, int J>
+// A panel of so few output channels needs the first of its two vectors only.
+template <class T>
+inline bool is_narrow(int64_t lanes) {
+  return lanes <= kW<T>;
+}
+
+template <class T, int J, int V>
 __attribute__((noinline)) void fma_tile(const T* const* x, const Run* runs, int64_t run_count,
                                         const T* w, T* acc, bool accumulate) {
   constexpr int W = kW<T>;
-  Vec<T> low[J], high[J];
+  Vec<T> sums[V][J];
   const T* base[J];
 #pragma GCC unroll 6
   for (int j = 0; j < J; ++j) {
     base[j] = x[j];
-    low[j] = high[j] = Vec<T>{};
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) sums[v][j] = Vec<T>{};
   }
   for (const Run* run = runs; run < runs + run_count; ++run) {
     int64_t o = run->offset;
     const int64_t step = run->step;
     for (int64_t i = run->count; i > 0; --i) {
-      const Vec<T> w0 = load<T>(w), w1 = load<T>(w + W);
+      Vec<T> wv[V];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) wv[v] = load<T>(w + v * W);
       w += 2 * W;
 #pragma GCC unroll 6
       for (int j = 0; j < J; ++j) {
         const Vec<T> b = broadcast<T>(base[j][o]);
-        fma<T>(low[j], w0, b);
-        fma<T>(high[j], w1, b);
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) fma<T>(sums[v][j], wv[v], b);
       }
       o += step;
     }
   }
 #pragma GCC unroll 6
-  for (int j = 0; j < J; ++j) {
-    T* to = acc + j * 2 * W;
-    store<T>(to, accumulate ? load<T>(to) + low[j] : low[j]);
-    store<T>(to + W, accumulate ? load<T>(to + W) + high[j] : high[j]);
+  for (int j = 0; j < J; ++j)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      T* to = acc + (2 * j + v) * W;
+      store<T>(to, accumulate ? load<T>(to) + sums[v][j] : sums[v][j]);
+    }
+}
+
+template <class T, int V>
+FASTCONV_INLINE void fma_tile(int J, const T* const* x, const Run* runs, int64_t run_count,
+                              const T* w, T* acc, bool accumulate) {
+  switch (J) {
+    case 1: return fma_tile<T, 1, V>(x, runs, run_count, w, acc, accumulate);
+    case 2: return fma_tile<T, 2, V>(x, runs, run_count, w, acc, accumulate);
+    case 3: return fma_tile<T, 3, V>(x, runs, run_count, w, acc, accumulate);
+    case 4: return fma_tile<T, 4, V>(x, runs, run_count, w, acc, accumulate);
+    case 5: return fma_tile<T, 5, V>(x, runs, run_count, w, acc, accumulate);
+    default: return fma_tile<T, 6, V>(x, runs, run_count, w, acc, accumulate);
   }
 }
 
 template <class T>
-FASTCONV_INLINE void fma_tile(int J, const T* const* x, const Run* runs, int64_t run_count,
-                              const T* w, T* acc, bool accumulate) {
-  switch (J) {
-    case 1: return fma_tile<T, 1>(x, runs, run_count, w, acc, accumulate);
-    case 2: return fma_tile<T, 2>(x, runs, run_count, w, acc, accumulate);
-    case 3: return fma_tile<T, 3>(x, runs, run_count, w, acc, accumulate);
-    case 4: return fma_tile<T, 4>(x, runs, run_count, w, acc, accumulate);
-    case 5: return fma_tile<T, 5>(x, runs, run_count, w, acc, accumulate);
-    default: return fma_tile<T, 6>(x, runs, run_count, w, acc, accumulate);
-  }
+FASTCONV_INLINE void fma_tile(bool narrow, int J, const T* const* x, const Run* runs,
+                              int64_t run_count, const T* w, T* acc, bool accumulate) {
+  if (narrow) return fma_tile<T, 1>(J, x, runs, run_count, w, acc, accumulate);
+  return fma_tile<T, 2>(J, x, runs, run_count, w, acc, accumulate);
 }
 
 // FLOPs of `iterations` rounds of twelve independent FMAs, for calibration.

@@ -43,21 +43,21 @@ inline void entry_offsets(const WeightGrad& job, const Slab<T>& slab, int64_t cn
 // sums[entry][kPanel] += the block's products, for one panel of dy.
 template <class T>
 inline void add_block(const Slab<T>& slab, const int64_t* offsets, int64_t entries, const Run* runs,
-                      int64_t rows, const T* dy, T* sums) {
+                      int64_t rows, const T* dy, T* sums, bool narrow) {
   constexpr int L = kPanel<T>;
   const int64_t tiles = ceil_div(entries, kTile);
   const T* x[kTile];
   int64_t e = 0;
-  uint32_t ran = 0;
+  uint64_t ran = 0;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t end = entries * (t + 1) / tiles;
     const int J = (int)(end - e);
     for (int j = 0; j < J; ++j) x[j] = slab.data + offsets[e + j];
-    fma_tile<T>(J, x, runs, rows, dy, sums + e * L, true);
+    fma_tile<T>(narrow, J, x, runs, rows, dy, sums + e * L, true);
     ran |= 1u << (J - 1);
     e = end;
   }
-  mark_tiles<T>(ran, true);
+  mark_tiles<T>(ran, true, narrow);
 }
 
 // sums [entry][kPanel] to dw, which is dense KCRS: a row of dw is contiguous over (c, r, s).
@@ -135,7 +135,8 @@ inline void weight_grad_run(const WeightGrad& job, const Blocking& b, void* scra
         const S* from = (const S*)job.dy + n * job.dys[0] + (g * job.K + panel * L) * job.dys[1];
         pack_gradient<S>(job, dy, from + p0 * job.dys[2] + q0 * job.dys[3], rows, cols,
                          min64(L, job.K - panel * L), dy_end);
-        add_block(slab, offsets, entries, runs, rows, dy, sums + (panel - first) * entries * L);
+        add_block(slab, offsets, entries, runs, rows, dy, sums + (panel - first) * entries * L,
+                  is_narrow<T>(job.K - panel * L));
       }
     }
     for (int64_t panel = first; panel < last; ++panel)
