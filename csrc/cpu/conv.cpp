@@ -132,6 +132,7 @@ Tensor conv2d_pack_cpu(const Tensor& weight, int64_t N, int64_t H, int64_t W, in
   const int64_t size[1] = {kPackingHead + packing.size}, stride[1] = {1};
   const bool f64 = p.dtype == DType::f64;
   const Tensor packed = empty(weight, 1, size, stride, torch_dtype(f64 ? DType::f64 : DType::f32));
+  want_huge_pages(packed.mutable_data_ptr(), size[0] * (f64 ? 8 : 4));
   for (int i = 0; i < kPackingHead; ++i) {
     const double value = i < kPackingKey ? (double)packing.key[i] : 0;
     if (f64)

@@ -117,7 +117,12 @@ inline void winograd_multiply(const TapConv& job, const WinogradBlocking& b, con
     const bool last_w = xi % b.form.points_w() == b.form.points_w() - 1;
     const int64_t begin = t.begin(last_h, last_w), n = t.end(last_h, last_w) - begin;
     const int64_t groups = ceil_div(n, kTile);
+    // Weights of the next point, a share per tile.
+    const char* next = (const char*)(u + (xi + 1) * b.u_point);
+    const int64_t lines = b.prefetch && xi + 1 < b.form.points() ? ceil_div(b.u_point, 16) : 0;
     for (int64_t group = 0; group < groups; ++group) {
+      for (int64_t i = lines * group / groups; i < lines * (group + 1) / groups; ++i)
+        __builtin_prefetch(next + i * 64);
       const int64_t from = begin + n * group / groups, to = begin + n * (group + 1) / groups;
       const float* x[kTile];
       for (int64_t k = 0; k < to - from; ++k) x[k] = v + xi * b.v_point + (from + k) * W;

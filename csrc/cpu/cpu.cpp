@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include <atomic>
 #include <memory>
@@ -83,6 +84,14 @@ const KernelTable& cpu_kernels() {
 
 bool poison_scratch = false;
 
+void want_huge_pages(void* data, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  const uintptr_t begin = ((uintptr_t)data + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = ((uintptr_t)data + bytes) / kHugePage * kHugePage;
+  if (begin < end) madvise((void*)begin, end - begin, MADV_HUGEPAGE);  // a wish: it may fail
+#endif
+}
+
 void* scratch(Slot slot, size_t bytes) {
   struct Free {
     void operator()(void* p) const { free(p); }
@@ -97,9 +106,11 @@ void* scratch(Slot slot, size_t bytes) {
   if (bytes > b.size || (b.size > kept && bytes < b.size / 2)) {
     b.memory.reset();
     b.size = 0;
-    const size_t rounded = (bytes + 4095) / 4096 * 4096;
-    b.memory.reset(aligned_alloc(64, rounded));
+    const size_t page = bytes < kHugePage ? 4096 : kHugePage;
+    const size_t rounded = (bytes + page - 1) / page * page;
+    b.memory.reset(aligned_alloc(page, rounded));
     if (!b.memory) throw std::bad_alloc();
+    want_huge_pages(b.memory.get(), rounded);
     b.size = rounded;
   }
   if (poison_scratch) memset(b.memory.get(), 0xff, bytes);
