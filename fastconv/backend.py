@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,12 +31,31 @@ def chosen(name: str | None) -> Iterator[None]:
         _choice.name = before
 
 
+def load_triton() -> None:
+    """Registers the Triton backend.
+
+    Raises:
+        NotImplementedError: the package triton is not installed.
+    """
+    if "triton" in NAMESPACES:
+        return
+    if importlib.util.find_spec("triton") is None:
+        raise NotImplementedError(
+            "fastconv's triton backend needs the package triton, which is not installed"
+        )
+    from .triton import register
+
+    register()
+    NAMESPACES["triton"] = "fastconv_triton"
+
+
 @contextmanager
 def backend(name: str) -> Iterator[None]:
     """Within it, ops of this thread run on the named backend, and so do their gradients.
 
     Args:
-        name: "cpu" or "cuda", whose tensors must be on that device; "triton" is not written yet.
+        name: "cpu" or "cuda", whose tensors must be on that device; "triton" for tensors of CUDA,
+            or of the CPU where TRITON_INTERPRET=1 was set before Triton was imported.
 
     Raises:
         ValueError: an unknown name. NotImplementedError: a backend this build does not have.
@@ -43,6 +63,8 @@ def backend(name: str) -> Iterator[None]:
     """
     if name not in BACKENDS and name not in NAMESPACES:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    if name == "triton":
+        load_triton()
     built = name == "cpu" or name in NAMESPACES or (name == "cuda" and _C.cuda)
     if not built:
         raise NotImplementedError(f"fastconv was built without the {name} backend")

@@ -3,27 +3,50 @@
 A run of the whole suite fails if a planner row or register tile never ran in it.
 """
 
+import contextlib
+import os
 import sys
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported
 
 import pytest
 import torch
 
+import fastconv
 from fastconv import _C
 
 _C.set_poison(True)
 EXECUTED = pytest.StashKey[dict[str, bool]]()
 
 
-@pytest.fixture(params=["cpu", "cuda"])
+@pytest.fixture(params=["cpu", "cuda", "triton"])
 def backend(request):
-    """Every backend that runs here: the CPU's, and CUDA's in the emulator."""
+    """Every backend: the CPU's, CUDA's in the emulator, and Triton's in its interpreter."""
     if request.param == "cpu":
         yield
-        return
-    from emulator.ops import emulated_cuda
+    elif request.param == "cuda":
+        from emulator.ops import emulated_cuda
 
-    with emulated_cuda():
-        yield
+        with emulated_cuda():
+            yield
+    else:
+        with interpreted_triton():
+            yield
+
+
+@contextlib.contextmanager
+def interpreted_triton():
+    """Within it fastconv's ops on CPU tensors run in Triton's interpreter, outputs poisoned."""
+    pytest.importorskip("triton")
+    if os.environ["TRITON_INTERPRET"] != "1":
+        pytest.skip("TRITON_INTERPRET is not 1")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # torch.empty then fills with NaN
+    try:
+        with fastconv.backend("triton"):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture(autouse=True)

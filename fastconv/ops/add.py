@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .registry import Op
-from .sizes import activation_code, autocast_enabled, batched, check, empty
+from .sizes import activation_code, autocast_enabled, batched, check, check_dtype, empty
 from .vmap import fold_batch
 
 
@@ -60,6 +60,7 @@ def _check_sizes(op: str, **operands: Tensor) -> None:
 def _fake(op: str, layout: int, **operands: Tensor) -> Tensor:
     _check_sizes(op, **operands)
     (name_a, a), (name_b, b) = operands.items()
+    check_dtype(op, a)
     check(
         a.dtype == b.dtype,
         lambda: (

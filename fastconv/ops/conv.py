@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from .add import activation_grad
-from .registry import Op
+from .registry import Op, public
 from .sizes import (
     activation_code,
     allows_tf32,
     autocast_enabled,
     batched,
     check,
+    check_dtype,
     conv_padding,
     conv_shape,
     empty,
@@ -155,6 +156,7 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def _same(op: str, first: Tensor, **others: Tensor | None) -> None:
+    check_dtype(op, first)
     for name, t in others.items():
         if t is not None:
             check(
@@ -217,11 +219,11 @@ def _more_groups(settings: tuple, size: int) -> tuple:
 def _conv2d_vmap(info, in_dims, input, weight, bias, residual, *settings):
     size, (dx, dw, db, dr) = info.batch_size, in_dims[:4]
     if dw is None and db is None:
-        y = _conv2d.public(
+        y = public("conv2d")(
             to_batch(input, dx, size), weight, bias, to_batch(residual, dr, size), *settings
         )
         return y.unflatten(0, (size, -1)), 0
-    y = _conv2d.public(
+    y = public("conv2d")(
         to_channels(input, dx, size, 1),
         to_channels(weight, dw, size, 0),
         to_channels(bias, db, size, 0),
@@ -234,9 +236,9 @@ def _conv2d_vmap(info, in_dims, input, weight, bias, residual, *settings):
 def _input_grad_vmap(info, in_dims, grad, weight, height, width, *settings):
     size, (dg, dw) = info.batch_size, in_dims[:2]
     if dw is None:
-        dx = _conv2d_input_grad.public(to_batch(grad, dg, size), weight, height, width, *settings)
+        dx = public("conv2d_input_grad")(to_batch(grad, dg, size), weight, height, width, *settings)
         return dx.unflatten(0, (size, -1)), 0
-    dx = _conv2d_input_grad.public(
+    dx = public("conv2d_input_grad")(
         to_channels(grad, dg, size, 1),
         to_channels(weight, dw, size, 0),
         height,
@@ -248,7 +250,7 @@ def _input_grad_vmap(info, in_dims, grad, weight, height, width, *settings):
 
 def _weight_grad_vmap(info, in_dims, input, grad, kernel_h, kernel_w, *settings):
     size, (dx, dg) = info.batch_size, in_dims[:2]
-    dw = _conv2d_weight_grad.public(
+    dw = public("conv2d_weight_grad")(
         to_channels(input, dx, size, 1),
         to_channels(grad, dg, size, 1),
         kernel_h,
@@ -259,7 +261,7 @@ def _weight_grad_vmap(info, in_dims, input, grad, kernel_h, kernel_w, *settings)
 
 
 def _bias_grad_vmap(info, in_dims, grad):
-    db = _conv2d_bias_grad.public(to_channels(grad, in_dims[0], info.batch_size, 1))
+    db = public("conv2d_bias_grad")(to_channels(grad, in_dims[0], info.batch_size, 1))
     return db.unflatten(0, (info.batch_size, -1)), 0
 
 

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from .registry import Op
-from .sizes import batched, check, empty, pair
+from .sizes import batched, check, check_dtype, empty, pair
 from .vmap import fold_batch
 
 Pair = int | Sequence[int]
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def max_pool2d(
@@ -165,13 +164,7 @@ def _check_window(op: str, kh, kw, sh, sw, ph, pw, dh, dw) -> None:
 
 
 def _check_input(op: str, t: Tensor, size: Sequence) -> None:
-    check(
-        t.dtype in _DTYPES,
-        lambda: (
-            f"{op}: expected a float32, float64, bfloat16 or float16 tensor; other dtypes are "
-            "not supported"
-        ),
-    )
+    check_dtype(op, t)
     check(
         len(size) == 4 and size[1] > 0 and size[2] > 0 and size[3] > 0,
         lambda: (

@@ -144,6 +144,20 @@ def empty(like: Tensor, size: Sequence, dtype: torch.dtype | None = None) -> Ten
     )
 
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_dtype(op: str, t: Tensor) -> None:
+    """RuntimeError unless there are kernels of the tensor's dtype."""
+    check(
+        t.dtype in DTYPES,
+        lambda: (
+            f"{op}: expected a float32, float64, bfloat16 or float16 tensor; other dtypes are "
+            "not supported"
+        ),
+    )
+
+
 def batched(input: Tensor, name: str) -> tuple[Tensor, bool]:
     """The input with a batch dimension, and whether one was added.
 

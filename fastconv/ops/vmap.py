@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
+
+from .registry import public
 
 
 def to_batch(t: Tensor | None, dim: int | None, size: int) -> Tensor | None:
@@ -29,11 +30,10 @@ def to_channels(t: Tensor | None, dim: int | None, size: int, axis: int) -> Tens
 
 def fold_batch(name: str) -> Callable:
     """The rule of op `name`: the mapped axis of every tensor argument joins the batch."""
-    op = getattr(torch.ops.fastconv, name)
 
     def rule(info, in_dims, *args):
         size = info.batch_size
-        output = op(
+        output = public(name)(
             *(
                 to_batch(a, dim, size) if isinstance(a, Tensor) else a
                 for a, dim in zip(args, in_dims, strict=True)

@@ -1,0 +1,135 @@
+"""Average, adaptive average and global average pooling, and their gradients.
+
+Small windows: a block sums BM windows tap by tap. Large ones: a block sums one window, many places
+at a time. The gradient gathers from the windows that cover an input.
+"""
+
+import triton
+import triton.language as tl
+
+from .language import narrow, outputs_at, widen
+
+
+@triton.jit
+def window_of(
+    p, size, outputs, k, stride, pad, ADAPTIVE: tl.constexpr, COUNT_PAD: tl.constexpr
+):
+    """One axis of window p: its places [first, last) inside the input, and its divisor's factor."""
+    if ADAPTIVE:
+        p = p.to(tl.int64)
+        first = p * size // outputs
+        last = ((p + 1) * size + outputs - 1) // outputs
+        return first, last, last - first
+    origin = p * stride - pad
+    end = origin + k
+    first = tl.minimum(tl.maximum(origin, 0), size)
+    last = tl.maximum(tl.minimum(end, size), first)
+    if COUNT_PAD:
+        return first, last, tl.minimum(end, size + pad) - origin
+    return first, last, last - first
+
+
+@triton.jit
+def divide(total, count_h, count_w, divisor):
+    """total / divisor, or by the window's places where that is 0."""
+    count = tl.maximum(count_h.to(tl.int64) * count_w, 1)
+    return total / tl.where(divisor != 0, divisor, count).to(total.dtype)
+
+
+@triton.jit
+def avg_pool(
+    x, y, N, C, H, W, P, Q, x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c,
+    R, S, stride_h, stride_w, pad_h, pad_w, divisor,
+    UNIT: tl.constexpr, ADAPTIVE: tl.constexpr, COUNT_PAD: tl.constexpr, WIDE: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """y[n,p,q,c] = the mean of a window of at most R x S places. Grid: tiles of outputs x of C."""
+    x_n, x_h, x_w, C = x_n * UNIT, x_h * UNIT, x_w * UNIT, C * UNIT
+    y_n, y_h, y_w = y_n * UNIT, y_h * UNIT, y_w * UNIT
+    tiles = tl.cdiv(C, BC)
+    n, p, q = outputs_at(tl.program_id(0) // tiles, N, P, Q, BM, WIDE)
+    c = (tl.program_id(0) % tiles * BC + tl.arange(0, BC)).to(tl.int64)
+    valid, columns_in = n < N, c < C
+    top, bottom, count_h = window_of(p, H, P, R, stride_h, pad_h, ADAPTIVE, COUNT_PAD)
+    left, right, count_w = window_of(q, W, Q, S, stride_w, pad_w, ADAPTIVE, COUNT_PAD)
+    row = x + n * x_n + top.to(tl.int64) * x_h + left.to(tl.int64) * x_w
+    places = row[:, None] + (c * x_c)[None, :]
+    acc = tl.zeros((BM, BC), tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32)
+    for r in range(R):
+        row_in = valid & (top + r < bottom)
+        for s in range(S):
+            reads = (row_in & (left + s < right))[:, None] & columns_in[None, :]
+            at = tl.cast(r, tl.int64) * x_h + tl.cast(s, tl.int64) * x_w
+            acc += widen(tl.load(places + at, mask=reads, other=0.0))
+    row = y + n * y_n + p.to(tl.int64) * y_h + q.to(tl.int64) * y_w
+    mean = divide(acc, count_h[:, None], count_w[:, None], divisor)
+    inside = valid[:, None] & columns_in[None, :]
+    tl.store(row[:, None] + (c * y_c)[None, :], narrow(mean, y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def avg_pool_large(
+    x, y, C, H, W, P, Q, x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c,
+    R, S, stride_h, stride_w, pad_h, pad_w, divisor,
+    UNIT: tl.constexpr, ADAPTIVE: tl.constexpr, COUNT_PAD: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """`avg_pool` of one window and BC channels, BM places at a time. Grid: outputs x tiles of C."""
+    x_n, x_h, x_w, C = x_n * UNIT, x_h * UNIT, x_w * UNIT, C * UNIT
+    y_n, y_h, y_w = y_n * UNIT, y_h * UNIT, y_w * UNIT
+    tiles = tl.cdiv(C, BC)
+    output = tl.cast(tl.program_id(0) // tiles, tl.int64)
+    n, p, q = output // Q // P, output // Q % P, output % Q
+    c = (tl.program_id(0) % tiles * BC + tl.arange(0, BC)).to(tl.int64)
+    top, bottom, count_h = window_of(p, H, P, R, stride_h, pad_h, ADAPTIVE, COUNT_PAD)
+    left, right, count_w = window_of(q, W, Q, S, stride_w, pad_w, ADAPTIVE, COUNT_PAD)
+    places, width = (bottom - top) * (right - left), tl.maximum(right - left, 1)
+    base = x + n * x_n + top * x_h + left * x_w + c * x_c
+    acc = tl.zeros((BM, BC), tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32)
+    for first in range(0, places, BM):
+        place = first + tl.arange(0, BM)
+        at = place // width * x_h + place % width * x_w
+        reads = (place < places)[:, None] & (c < C)[None, :]
+        acc += widen(tl.load(base[None, :] + at[:, None], mask=reads, other=0.0))
+    mean = divide(tl.sum(acc, 0), count_h, count_w, divisor)
+    at = y + n * y_n + p * y_h + q * y_w + c * y_c
+    tl.store(at, narrow(mean, y.dtype.element_ty), mask=c < C)
+
+
+@triton.jit
+def avg_pool_grad(
+    dy, dx, N, C, H, W, P, Q, dy_n, dy_h, dy_w, dy_c, dx_n, dx_h, dx_w, dx_c,
+    R, S, stride_h, stride_w, pad_h, pad_w, divisor, windows_h, windows_w,
+    UNIT: tl.constexpr, ADAPTIVE: tl.constexpr, COUNT_PAD: tl.constexpr, WIDE: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """dx[n,h,w,c] = the sum of dy / divisor over the windows that hold (h, w).
+
+    At most windows_h x windows_w windows do. Grid: tiles of inputs x tiles of C.
+    """
+    dy_n, dy_h, dy_w, C = dy_n * UNIT, dy_h * UNIT, dy_w * UNIT, C * UNIT
+    dx_n, dx_h, dx_w = dx_n * UNIT, dx_h * UNIT, dx_w * UNIT
+    tiles = tl.cdiv(C, BC)
+    n, h, w = outputs_at(tl.program_id(0) // tiles, N, H, W, BM, WIDE)
+    c = (tl.program_id(0) % tiles * BC + tl.arange(0, BC)).to(tl.int64)
+    valid, columns_in = n < N, c < C
+    if ADAPTIVE:  # the first windows that may hold it; else the last
+        p0, q0 = h.to(tl.int64) * P // H, w.to(tl.int64) * Q // W
+    else:
+        p0, q0 = (h + pad_h) // stride_h, (w + pad_w) // stride_w
+    acc = tl.zeros((BM, BC), tl.float64 if dx.dtype.element_ty == tl.float64 else tl.float32)
+    for i in range(windows_h):
+        p = p0 + i if ADAPTIVE else p0 - i
+        top, bottom, count_h = window_of(p, H, P, R, stride_h, pad_h, ADAPTIVE, COUNT_PAD)
+        row_in = valid & (p >= 0) & (p < P) & (h >= top) & (h < bottom)
+        for j in range(windows_w):
+            q = q0 + j if ADAPTIVE else q0 - j
+            left, right, count_w = window_of(q, W, Q, S, stride_w, pad_w, ADAPTIVE, COUNT_PAD)
+            reads = row_in & (q >= 0) & (q < Q) & (w >= left) & (w < right)
+            reads = reads[:, None] & columns_in[None, :]
+            row = dy + n * dy_n + p.to(tl.int64) * dy_h + q.to(tl.int64) * dy_w
+            value = widen(tl.load(row[:, None] + (c * dy_c)[None, :], mask=reads, other=0.0))
+            acc += divide(value, count_h[:, None], count_w[:, None], divisor)
+    row = dx + n * dx_n + h.to(tl.int64) * dx_h + w.to(tl.int64) * dx_w
+    inside = valid[:, None] & columns_in[None, :]
+    tl.store(row[:, None] + (c * dx_c)[None, :], narrow(acc, dx.dtype.element_ty), mask=inside)

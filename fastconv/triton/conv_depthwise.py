@@ -1,0 +1,119 @@
+"""Depthwise convolution and narrow groups, their input and weight gradients: bound by memory.
+
+A block computes BM outputs x BC channels without tensor cores: every channel multiplies inputs of
+its own, which lie next to each other in channels_last tensors.
+"""
+
+import triton
+import triton.language as tl
+
+from .epilogue import store_outputs
+from .language import outputs_at, phase_of, widen
+
+
+@triton.jit
+def conv_depthwise(
+    x, w, y, bias, residual, N, H, W, K, P, Q,
+    x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c, residual_n, residual_h, residual_w, residual_c,
+    stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, common_h, inverse_h, common_w, inverse_w,
+    UNIT: tl.constexpr, Y_UNIT: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    IN: tl.constexpr, OUT: tl.constexpr, GRADIENT: tl.constexpr, WIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """y[n,p,q,k] = act(sum_{r,s,i} x[n, …, (k / OUT) IN + i] w[r,s,i,k] + bias[k] + residual).
+
+    K counts the channels of y in all groups; a group reads IN channels and makes OUT. GRADIENT: x
+    is the output's gradient, y the input's, as in `conv_implicit_gemm`.
+
+    Grid: tiles of outputs x tiles of K; 1; phases.
+    """
+    x_n, x_h, x_w = x_n * UNIT, x_h * UNIT, x_w * UNIT
+    y_n, y_h, y_w, K = y_n * Y_UNIT, y_h * Y_UNIT, y_w * Y_UNIT, K * Y_UNIT
+    residual_n, residual_h, residual_w = (
+        residual_n * Y_UNIT, residual_h * Y_UNIT, residual_w * Y_UNIT,
+    )  # fmt: skip
+    tiles_k = tl.cdiv(K, BC)
+    tile, phase = tl.program_id(0), tl.program_id(2)
+    if GRADIENT:
+        a_h, a_w = phase // stride_w, phase % stride_w
+        start_h, first_r, taps_r, rows = phase_of(
+            a_h, P, R, stride_h, pad_h, dil_h, common_h, inverse_h
+        )
+        start_w, first_s, taps_s, columns = phase_of(
+            a_w, Q, S, stride_w, pad_w, dil_w, common_w, inverse_w
+        )
+        next_r, next_s = stride_h // common_h, stride_w // common_w
+        move_h, move_w = -(dil_h // common_h), -(dil_w // common_w)
+    else:
+        a_h, a_w, rows, columns = 0, 0, P, Q
+        start_h, first_r, taps_r, next_r, move_h = -pad_h, 0, R, 1, dil_h
+        start_w, first_s, taps_s, next_s, move_w = -pad_w, 0, S, 1, dil_w
+
+    n, p, q = outputs_at(tile // tiles_k, N, rows, columns, BM, WIDE)
+    valid = n < N
+    if GRADIENT:
+        h, wide = p + start_h, q + start_w
+        p, q = a_h + p * stride_h, a_w + q * stride_w
+    else:
+        h, wide = p * stride_h + start_h, q * stride_w + start_w
+    k = (tile % tiles_k) * BC + tl.arange(0, BC)
+    columns_in = k < K
+    channel = (k // OUT * IN).to(tl.int64) * x_c
+    row = x + n * x_n + h.to(tl.int64) * x_h + wide.to(tl.int64) * x_w
+    acc = tl.zeros((BM, BC), tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32)
+    for r in range(taps_r):
+        at_h = h + r * move_h
+        row_in = valid & (at_h >= 0) & (at_h < H)
+        for s in range(taps_s):
+            at_w = wide + s * move_w
+            reads = (row_in & (at_w >= 0) & (at_w < W))[:, None] & columns_in[None, :]
+            at = tl.cast(r * move_h, tl.int64) * x_h + tl.cast(s * move_w, tl.int64) * x_w
+            tap = (first_r + r * next_r) * S + first_s + s * next_s
+            for i in tl.static_range(IN):
+                places = (row + at)[:, None] + (channel + i * x_c)[None, :]
+                a = widen(tl.load(places, mask=reads, other=0.0))
+                b = widen(tl.load(w + (tap * IN + i) * K + k, mask=columns_in, other=0.0))
+                acc += a * b[None, :]
+    p, q = p.to(tl.int64), q.to(tl.int64)
+    store_outputs(
+        acc, y, bias, residual,
+        n * y_n + p * y_h + q * y_w, y_c,
+        n * residual_n + p * residual_h + q * residual_w, residual_c,
+        k, valid, columns_in, ACTIVATION,
+    )  # fmt: skip
+
+
+@triton.jit
+def conv_depthwise_weight_grad(
+    dy, x, partial, N, H, W, K, P, Q, R, S,
+    dy_n, dy_h, dy_w, dy_c, x_n, x_h, x_w, x_c,
+    stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, steps_each,
+    DY_UNIT: tl.constexpr, UNIT: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
+    WIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """partial[split, (i, r, s), k] = sum_{n,p,q} dy[n,p,q,k] x[n, …, (k / OUT) IN + i].
+
+    Grid: tiles of K; IN R S; splits of the outputs.
+    """
+    dy_n, dy_h, dy_w, K = dy_n * DY_UNIT, dy_h * DY_UNIT, dy_w * DY_UNIT, K * DY_UNIT
+    x_n, x_h, x_w = x_n * UNIT, x_h * UNIT, x_w * UNIT
+    row, split = tl.program_id(1), tl.program_id(2)
+    i, r, s = row // (R * S), row // S % R, row % S
+    k = tl.program_id(0) * BC + tl.arange(0, BC)
+    columns_in = k < K
+    channel = (k // OUT * IN + i).to(tl.int64) * x_c
+    acc = tl.zeros((BM, BC), partial.dtype.element_ty)
+    steps = tl.cdiv(tl.cast(N, tl.int64) * P * Q, BM)
+    begin = tl.cast(split, tl.int64) * steps_each
+    for step in range(begin, tl.minimum(begin + steps_each, steps)):
+        n, p, q = outputs_at(step, N, P, Q, BM, WIDE)
+        h, w = p * stride_h + r * dil_h - pad_h, q * stride_w + s * dil_w - pad_w
+        reads = (n < N) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+        reads = reads[:, None] & columns_in[None, :]
+        at = n * dy_n + p.to(tl.int64) * dy_h + q.to(tl.int64) * dy_w
+        a = tl.load(dy + at[:, None] + (k * tl.cast(dy_c, tl.int64))[None, :], mask=reads, other=0.0)
+        at = n * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w
+        b = tl.load(x + at[:, None] + channel[None, :], mask=reads, other=0.0)
+        acc += widen(a) * widen(b)
+    place = partial + (tl.cast(split, tl.int64) * tl.num_programs(1) + row) * K + k
+    tl.store(place, tl.sum(acc, 0), mask=columns_in)

@@ -1,0 +1,81 @@
+"""The weight gradient as a GEMM: output channels x input channels over the outputs, per tap.
+
+The incoming gradient is read transposed by its pointers, as `tl.trans` of a loaded tile would stop
+asynchronous copies on sm_80. A step is a rectangle of BP x BQ outputs, whose offsets are made once;
+the outputs are cut into splits whose sums are added in order (`split_k.py`).
+"""
+
+import triton
+import triton.language as tl
+
+from .language import product
+
+
+@triton.jit
+def conv_weight_grad(
+    dy, x, partial, N, H, W, C, K, P, Q, R, S,
+    dy_n, dy_h, dy_w, dy_c, x_n, x_h, x_w, x_c,
+    stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, steps_each,
+    DY_UNIT: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BQ: tl.constexpr,
+):  # fmt: skip
+    """partial[split, (k, r, s), c] = sum_{n,p,q} dy[n,p,q,k] x[n, p stride + r dil - pad, …, c].
+
+    C and K are channels of one group.
+
+    Grid: tiles of K x tiles of C; groups x R S; splits.
+    """
+    dy_n, dy_h, dy_w, K = dy_n * DY_UNIT, dy_h * DY_UNIT, dy_w * DY_UNIT, K * DY_UNIT
+    x_n, x_h, x_w, C = x_n * UNIT, x_h * UNIT, x_w * UNIT, C * UNIT
+    tiles_c = tl.cdiv(C, BN)
+    tile_k, tile_c = tl.program_id(0) // tiles_c, tl.program_id(0) % tiles_c
+    group, tap, split = tl.program_id(1) // (R * S), tl.program_id(1) % (R * S), tl.program_id(2)
+    r, s = tap // S, tap % S
+
+    k, c = tile_k * BM + tl.arange(0, BM), tile_c * BN + tl.arange(0, BN)
+    place = tl.arange(0, BP * BQ)
+    dp, dq = place // BQ, place % BQ
+    k_read, c_read = group * K + tl.minimum(k, K - 1), group * C + tl.minimum(c, C - 1)
+    dy_tile = (
+        dy
+        + (k_read * tl.cast(dy_c, tl.int64))[:, None]
+        + (dp.to(tl.int64) * dy_h + dq.to(tl.int64) * dy_w)[None, :]
+    )  # [BM, BP BQ]
+    h0, w0 = r * dil_h - pad_h, s * dil_w - pad_w
+    x_h_step, x_w_step = tl.cast(stride_h, tl.int64) * x_h, tl.cast(stride_w, tl.int64) * x_w
+    x_tile = (
+        x
+        + (c_read * tl.cast(x_c, tl.int64))[None, :]
+        + (dp * x_h_step + dq * x_w_step)[:, None]
+    )  # [BP BQ, BN]
+
+    tiles_p, tiles_q = tl.cdiv(P, BP), tl.cdiv(Q, BQ)
+    begin = tl.cast(split, tl.int64) * steps_each
+    end = tl.minimum(begin + steps_each, tl.cast(N, tl.int64) * tiles_p * tiles_q)
+    q0 = tl.cast(begin % tiles_q, tl.int32) * BQ
+    p0 = tl.cast(begin // tiles_q % tiles_p, tl.int32) * BP
+    n = begin // tiles_q // tiles_p
+    acc = tl.zeros((BM, BN), tl.float64 if PRECISION == "f64" else tl.float32)
+    for _ in range(begin, end):
+        p, q = p0 + dp, q0 + dq
+        h, w = p * stride_h + h0, q * stride_w + w0
+        exists = (p < P) & (q < Q)
+        reads = exists & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+        dy_at = n * dy_n + tl.cast(p0, tl.int64) * dy_h + tl.cast(q0, tl.int64) * dy_w
+        x_at = n * x_n + (tl.cast(p0, tl.int64) * stride_h + h0) * x_h
+        x_at += (tl.cast(q0, tl.int64) * stride_w + w0) * x_w
+        a = tl.load(dy_tile + dy_at, mask=exists[None, :], other=0.0)
+        b = tl.load(x_tile + x_at, mask=reads[:, None], other=0.0)
+        acc = product(a, b, acc, PRECISION)
+        q0 += BQ
+        wraps = q0 >= Q
+        q0 = tl.where(wraps, 0, q0)
+        p0 = tl.where(wraps, p0 + BP, p0)
+        wraps = p0 >= P
+        p0 = tl.where(wraps, 0, p0)
+        n = tl.where(wraps, n + 1, n)
+
+    filters, taps = tl.num_programs(1) // (R * S) * K, R * S
+    row = ((group * K + k).to(tl.int64) * taps + tap) + tl.cast(split, tl.int64) * filters * taps
+    inside = (k < K)[:, None] & (c < C)[None, :]
+    tl.store(partial + row[:, None] * C + c[None, :], acc, mask=inside)

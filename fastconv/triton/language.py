@@ -1,0 +1,94 @@
+"""What every kernel is written with: storage types, products, and the phases of a gradient.
+
+Kernels compute in float32, or in float64 where they store it. Under TRITON_INTERPRET=1 bfloat16 is
+converted by its bits, since the interpreter's own conversions and products of it are wrong.
+"""
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def widen(x):
+    """Storage to the arithmetic's type: float32, or float64."""
+    if x.dtype == tl.float64:
+        return x
+    if INTERPRETED and x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return x.to(tl.float32)
+
+
+@triton.jit
+def narrow(x, dtype: tl.constexpr):
+    """The arithmetic's type to storage, rounded to nearest even."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        kept = tl.where(x == x, rounded, (bits >> 16) | 0x40)  # NaN stays NaN
+        return kept.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
+def round_tf32(x):
+    """float32 to the nearest tf32. NOTE tl.dot drops the low 13 bits instead: 2.6 times the error."""
+    if INTERPRETED:
+        bits = x.to(tl.int32, bitcast=True)
+        return tl.where(x == x, (bits + 0x1000) & ~0x1FFF, bits).to(tl.float32, bitcast=True)
+    return tl.inline_asm_elementwise(
+        "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def product(a, b, total, PRECISION: tl.constexpr):
+    """total + a b, of tiles as they are stored."""
+    if PRECISION == "tf32":
+        return tl.dot(round_tf32(a), round_tf32(b), total, input_precision="tf32")
+    if PRECISION == "tf32x3":
+        # Tensor cores round their sums toward zero: each product starts from zero and is added in
+        # float32.
+        return total + tl.dot(a, b, input_precision="tf32x3")
+    if PRECISION == "f64":
+        return tl.dot(a, b, total, out_dtype=tl.float64)
+    if INTERPRETED and a.dtype == tl.bfloat16:
+        return tl.dot(widen(a), widen(b), total)
+    return tl.dot(a, b, total)
+
+
+@triton.jit
+def outputs_at(pid, N, P, Q, BM: tl.constexpr, WIDE: tl.constexpr):
+    """n (int64), p, q of outputs [BM], the batch outermost; n >= N past the last.
+
+    WIDE where a plane, or its padded input, has 2^31 elements and more.
+    """
+    plane = tl.cast(P, tl.int64) * Q
+    first = tl.cast(pid, tl.int64) * BM
+    image = first // plane
+    place = first - image * plane + tl.arange(0, BM)
+    if not WIDE:
+        place = place.to(tl.int32)
+        plane = tl.cast(plane, tl.int32)
+    n = image + place // plane
+    place = place % plane
+    return n, place // Q, place % Q
+
+
+@triton.jit
+def phase_of(a, size, taps, stride, pad, dil, common, inverse):
+    """Where the gradient of one axis reads, at inputs h = a + stride i: y[i + start - j dil/common].
+
+    The taps that reach these inputs are r = first + j stride/common, j < count, common being
+    gcd(stride, dil) and inverse that of dil/common modulo stride/common.
+
+    Returns:
+        start, first, count, and how many inputs the phase has.
+    """
+    step = stride // common
+    reached = (a + pad) % common == 0
+    first = ((a + pad) // common * inverse) % step
+    count = tl.where(reached, tl.maximum(taps - first + step - 1, 0) // step, 0)
+    start = (a + pad - first * dil) // stride  # exact where a tap reaches
+    return start, first, count, (size - a + stride - 1) // stride

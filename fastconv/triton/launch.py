@@ -1,0 +1,86 @@
+"""Launching a kernel, and the operands as kernels take them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .language import INTERPRETED
+from .tiles import CHANNELS_INNERMOST, COLUMNS_INNERMOST, Device
+
+
+def launch(kernel, grid: tuple, tensor: Tensor, *args, **constants) -> None:
+    """Runs `kernel` on the device of `tensor`; traced where torch traces."""
+    if 0 in grid:
+        return
+    if not INTERPRETED.value:
+        kernel = torch.library.wrap_triton(kernel)
+    with _on(tensor):
+        kernel[grid](*args, **constants)
+
+
+def _on(tensor: Tensor):
+    if type(tensor) is Tensor and tensor.is_cuda:
+        return torch.cuda.device_of(tensor)
+    return contextlib.nullcontext()
+
+
+def device_of(tensor: Tensor) -> Device:
+    """The facts a tile depends on; an imaginary small GPU for tensors of the CPU."""
+    if not tensor.is_cuda:
+        return Device(80, 4)
+    facts = torch.cuda.get_device_properties(tensor.device)
+    return Device(10 * facts.major + facts.minor, facts.multi_processor_count)
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def unit(tensor: Tensor | None, channels: int, *more: Tensor | None) -> int:
+    """The largest power of two, of at most 16 bytes, in `channels` and the strides of pixels.
+
+    Kernels multiply by it what they are passed divided by it, so that the compiler knows that
+    rows are aligned. 1 where channels are not next to each other.
+    """
+    numbers = [channels]
+    for t in (tensor, *more):
+        if t is None:
+            continue
+        n, c, h, w = t.stride()
+        if c != 1:
+            return 1
+        numbers += [s for s, size in zip((n, h, w), (t.shape[0], *t.shape[2:]), strict=True)
+                    if size > 1]
+    widest = 16 // (tensor if tensor is not None else more[0]).element_size()
+    return math.gcd(widest, *numbers)
+
+
+def strides(tensor: Tensor | None, by: int = 1) -> tuple[int, int, int, int]:
+    """Those of n, h and w, in units of `by` elements, and of c."""
+    if tensor is None:
+        return 0, 0, 0, 1
+    n, c, h, w = tensor.stride()
+    return (*(s // by for s in (n, h, w)), c)
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """The tensor, copied where its channels are not innermost."""
+    if tensor.shape[1] == 1 or tensor.stride(1) == 1:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def is_wide(*sizes: Sequence[int]) -> int:
+    """Whether a plane of these (height, width) has more places than 32 bits count."""
+    return any(h * w >= 1 << 31 or h >= 1 << 30 or w >= 1 << 30 for h, w in sizes)
+
+
+def block(*operands: Tensor | None) -> tuple[int, int]:
+    """Outputs and channels of a block that neighbours in memory share."""
+    last = all(t is None or t.stride(1) == 1 for t in operands) and operands[0].shape[1] > 1
+    return CHANNELS_INNERMOST if last else COLUMNS_INNERMOST

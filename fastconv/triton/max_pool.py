@@ -1,0 +1,157 @@
+"""Max pooling, its gradient and its gradient's gradient.
+
+An index says where a maximum came from: r S + s within the window (INDEX 1), h W + w within the
+plane (INDEX 2); without one (INDEX 0) the kernel is a chain of maxima. The gradient gathers: each
+input looks at the windows that cover it, so nothing is added atomically.
+"""
+
+import triton
+import triton.language as tl
+
+from .language import INTERPRETED, narrow, outputs_at, widen
+
+
+@triton.jit
+def max_pool(
+    x, y, index, N, C, H, W, P, Q,
+    x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c, index_n, index_h, index_w, index_c,
+    R, S, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,
+    UNIT: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """y[n,p,q,c] = max over r, s of x[n, p stride + r dil - pad, …, c]; NaN wins, else the first.
+
+    Grid: tiles of outputs x tiles of C.
+    """
+    x_n, x_h, x_w, C = x_n * UNIT, x_h * UNIT, x_w * UNIT, C * UNIT
+    y_n, y_h, y_w = y_n * UNIT, y_h * UNIT, y_w * UNIT
+    index_n, index_h, index_w = index_n * UNIT, index_h * UNIT, index_w * UNIT
+    tiles = tl.cdiv(C, BC)
+    n, p, q = outputs_at(tl.program_id(0) // tiles, N, P, Q, BM, WIDE)
+    c = tl.program_id(0) % tiles * BC + tl.arange(0, BC)
+    valid, columns_in = n < N, c < C
+    h, w = p * stride_h - pad_h, q * stride_w - pad_w
+    row = x + n * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w
+    places = row[:, None] + (c * tl.cast(x_c, tl.int64))[None, :]
+    NATIVE: tl.constexpr = INDEX == 0 and not (
+        INTERPRETED and x.dtype.element_ty == tl.bfloat16
+    )
+    if NATIVE:
+        best = tl.full((BM, BC), float("-inf"), x.dtype.element_ty)
+    else:
+        best = widen(tl.full((BM, BC), 0, x.dtype.element_ty)) + float("-inf")
+    # The first tap inside the input, where every value is -inf.
+    first_r = tl.maximum((dil_h - 1 - h) // dil_h, 0)
+    first_s = tl.maximum((dil_w - 1 - w) // dil_w, 0)
+    tap = tl.zeros((BM, BC), tl.int32) + (first_r * S + first_s).to(tl.int32)[:, None]
+    for r in range(R):
+        at_h = h + r * dil_h
+        row_in = valid & (at_h >= 0) & (at_h < H)
+        for s in range(S):
+            at_w = w + s * dil_w
+            reads = (row_in & (at_w >= 0) & (at_w < W))[:, None] & columns_in[None, :]
+            at = tl.cast(r * dil_h, tl.int64) * x_h + tl.cast(s * dil_w, tl.int64) * x_w
+            value = tl.load(places + at, mask=reads, other=float("-inf"))
+            if NATIVE:
+                best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
+            else:
+                value = widen(value)
+                wins = (value > best) | (value != value)
+                best = tl.where(wins, value, best)
+                tap = tl.where(wins, r * S + s, tap)
+    p, q = p.to(tl.int64), q.to(tl.int64)
+    inside = valid[:, None] & columns_in[None, :]
+    row = y + n * y_n + p * y_h + q * y_w
+    best = best if NATIVE else narrow(best, y.dtype.element_ty)
+    tl.store(row[:, None] + (c * tl.cast(y_c, tl.int64))[None, :], best, mask=inside)
+    if INDEX:
+        empty = (h + first_r * dil_h >= H) | (w + first_s * dil_w >= W)
+        empty = (empty | (first_r >= R) | (first_s >= S))[:, None]
+        if INDEX == 2:
+            at_h = h.to(tl.int64)[:, None] + tap // S * dil_h
+            tap = at_h * W + w[:, None] + tap % S * dil_w
+        tap = tl.where(empty, 0, tap)
+        row = index + n * index_n + p * index_h + q * index_w
+        places = row[:, None] + (c * tl.cast(index_c, tl.int64))[None, :]
+        tl.store(places, tap.to(index.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def max_pool_grad(
+    dy, index, dx, N, C, H, W, P, Q,
+    dy_n, dy_h, dy_w, dy_c, index_n, index_h, index_w, index_c, dx_n, dx_h, dx_w, dx_c,
+    R, S, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, windows_h, windows_w,
+    UNIT: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """dx[n,h,w,c] = the sum of dy over the windows whose index says (h, w).
+
+    At most windows_h x windows_w windows cover an input. Grid: tiles of inputs x tiles of C.
+    """
+    dy_n, dy_h, dy_w, C = dy_n * UNIT, dy_h * UNIT, dy_w * UNIT, C * UNIT
+    index_n, index_h, index_w = index_n * UNIT, index_h * UNIT, index_w * UNIT
+    dx_n, dx_h, dx_w = dx_n * UNIT, dx_h * UNIT, dx_w * UNIT
+    tiles = tl.cdiv(C, BC)
+    n, h, w = outputs_at(tl.program_id(0) // tiles, N, H, W, BM, WIDE)
+    c = (tl.program_id(0) % tiles * BC + tl.arange(0, BC)).to(tl.int64)
+    valid, columns_in = n < N, c < C
+    acc = tl.zeros((BM, BC), tl.float64 if dx.dtype.element_ty == tl.float64 else tl.float32)
+    for i in range(windows_h):
+        p = (h + pad_h) // stride_h - i
+        r = h + pad_h - p * stride_h
+        row_in = valid & (p >= 0) & (p < P) & (r % dil_h == 0) & (r // dil_h < R)
+        for j in range(windows_w):
+            q = (w + pad_w) // stride_w - j
+            s = w + pad_w - q * stride_w
+            reads = row_in & (q >= 0) & (q < Q) & (s % dil_w == 0) & (s // dil_w < S)
+            reads = reads[:, None] & columns_in[None, :]
+            row = index + n * index_n + p.to(tl.int64) * index_h + q.to(tl.int64) * index_w
+            found = tl.load(row[:, None] + (c * index_c)[None, :], mask=reads, other=0)
+            if INDEX == 2:
+                here = h.to(tl.int64) * W + w
+            else:
+                here = (r // dil_h * S + s // dil_w).to(tl.int32)
+                found = found.to(tl.int32)
+            row = dy + n * dy_n + p.to(tl.int64) * dy_h + q.to(tl.int64) * dy_w
+            value = widen(tl.load(row[:, None] + (c * dy_c)[None, :], mask=reads, other=0.0))
+            acc += tl.where(reads & (found == here[:, None]), value, 0.0)
+    row = dx + n * dx_n + h.to(tl.int64) * dx_h + w.to(tl.int64) * dx_w
+    places = row[:, None] + (c * dx_c)[None, :]
+    inside = valid[:, None] & columns_in[None, :]
+    tl.store(places, narrow(acc, dx.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def max_pool_gather(
+    x, index, y, N, C, H, W, P, Q,
+    x_n, x_h, x_w, x_c, index_n, index_h, index_w, index_c, y_n, y_h, y_w, y_c,
+    S, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,
+    UNIT: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """y[n,p,q,c] = x where the index says, 0 where that is outside the plane.
+
+    Grid: tiles of outputs x tiles of C.
+    """
+    x_n, x_h, x_w, C = x_n * UNIT, x_h * UNIT, x_w * UNIT, C * UNIT
+    index_n, index_h, index_w = index_n * UNIT, index_h * UNIT, index_w * UNIT
+    y_n, y_h, y_w = y_n * UNIT, y_h * UNIT, y_w * UNIT
+    tiles = tl.cdiv(C, BC)
+    n, p, q = outputs_at(tl.program_id(0) // tiles, N, P, Q, BM, WIDE)
+    c = (tl.program_id(0) % tiles * BC + tl.arange(0, BC)).to(tl.int64)
+    inside = (n < N)[:, None] & (c < C)[None, :]
+    p, q = p.to(tl.int64), q.to(tl.int64)
+    row = index + n * index_n + p * index_h + q * index_w
+    found = tl.load(row[:, None] + (c * index_c)[None, :], mask=inside, other=0)
+    if INDEX == 2:
+        known = (found >= 0) & (found < tl.cast(H, tl.int64) * W)
+        h, w = found // W, found % W
+    else:
+        found = found.to(tl.int64)
+        h = (p * stride_h - pad_h)[:, None] + found // S * dil_h
+        w = (q * stride_w - pad_w)[:, None] + found % S * dil_w
+        known = (h >= 0) & (h < H) & (w >= 0) & (w < W)
+    places = x + (n * x_n)[:, None] + h * x_h + w * x_w + (c * x_c)[None, :]
+    value = tl.load(places, mask=inside & known, other=0.0)
+    row = y + n * y_n + p * y_h + q * y_w
+    tl.store(row[:, None] + (c * y_c)[None, :], value, mask=inside)
