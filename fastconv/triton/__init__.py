@@ -1,4 +1,4 @@
-"""The ops in Triton: torch.ops.fastconv_triton, of the same names and schemas as torch.ops.fastconv.
+"""The ops in Triton: torch.ops.fastconv_triton, with the names and schemas of torch.ops.fastconv.
 
 They run on tensors of CUDA, and with TRITON_INTERPRET=1 on those of the CPU, where one can step
 through a kernel. None of them has ever run on a GPU.

@@ -11,9 +11,7 @@ from .language import narrow, outputs_at, widen
 
 
 @triton.jit
-def window_of(
-    p, size, outputs, k, stride, pad, ADAPTIVE: tl.constexpr, COUNT_PAD: tl.constexpr
-):
+def window_of(p, size, outputs, k, stride, pad, ADAPTIVE: tl.constexpr, COUNT_PAD: tl.constexpr):
     """One axis of window p: its places [first, last) inside the input, and its divisor's factor."""
     if ADAPTIVE:
         p = p.to(tl.int64)

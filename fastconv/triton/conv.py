@@ -40,6 +40,7 @@ def conv2d(y, input, weight, bias, residual, *settings) -> None:
         p, input, weight = stem_problem(p), stem_window(p, input), stem_weights(p, weight)
     else:
         weight = weight.permute(0, 2, 3, 1).contiguous()
+        input, weight = _copied_asynchronously(p, input, weight)
     _gemm(p, input, weight, out, bias, residual, activation, algorithm, gradient=False)
     if out is not y:
         y.copy_(out)
@@ -60,6 +61,9 @@ def conv2d_input_grad(dx, grad, weight, height, width, *settings) -> None:
         grad, out = _rows(grad), _rows_like(dx)
     # (G, K / G, C / G, R, S) to rows of (C, R, S), the output channels of a group innermost.
     rows = weight.unflatten(0, (p.G, -1)).permute(0, 2, 3, 4, 1).contiguous()
+    if p.G == 1:
+        rows = rows[0]
+        grad, rows = _copied_asynchronously(p, grad, rows)
     _gemm(p, grad, rows, out, None, None, 0, algorithm, gradient=True)
     if out is not dx:
         dx.copy_(out)
@@ -120,6 +124,21 @@ def _rows_like(t: Tensor) -> Tensor:
     return torch.empty_like(t, memory_format=torch.channels_last)
 
 
+def _copied_asynchronously(p: ConvProblem, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """x and rows of weights (K, R, S, C), channels padded to 8 where they are odd in a half type.
+
+    Asynchronous copies take 4 bytes at least; without them nothing is pipelined.
+    """
+    c = w.shape[3]
+    if p.G > 1 or unit(x, c) * x.element_size() >= 4:
+        return x, w
+    wider = x.new_zeros(x.shape[0], *x.shape[2:], 8 * cdiv(c, 8))
+    wider[..., :c] = x.permute(0, 2, 3, 1)
+    rows = w.new_zeros(*w.shape[:3], wider.shape[3])
+    rows[..., :c] = w
+    return wider.permute(0, 3, 1, 2), rows
+
+
 def _optional(t: Tensor | None, function) -> Tensor | None:
     return None if t is None else function(t)
 
@@ -142,8 +161,7 @@ def _phases(p: ConvProblem) -> tuple[tuple[int, ...], tuple[int, int], int]:
 
 def _gemm(p, x, w, y, bias, residual, activation, algorithm, gradient) -> None:
     """Forward, or with the roles of C and K exchanged the input gradient."""
-    channels, depth = (p.C, p.K) if gradient else (p.K, p.C)
-    channels, depth = channels // p.G, depth // p.G
+    channels, depth = (p.C if gradient else p.K) // p.G, w.shape[-1]
     by, y_by = unit(x, depth), unit(y, channels, residual)
     precision = tiles.precision_of(p.dtype, p.precision)
     numbers, most, phases = (0, 0, 0, 0), (p.R, p.S), 1
@@ -152,8 +170,10 @@ def _gemm(p, x, w, y, bias, residual, activation, algorithm, gradient) -> None:
         numbers, most, phases = _phases(p)
         height, width = cdiv(height, p.stride_h), cdiv(width, p.stride_w)
     outputs, device = p.N * height * width, device_of(y)
-    crowded = residual is not None or gradient
-    tile = tiles.choose_tile(precision, device, outputs * p.G * phases, channels, depth, crowded)
+    largest = tiles.CROWDED if residual is not None or gradient else tiles.PLAIN
+    if y_by * y.element_size() < 4:  # stored one by one
+        largest = tiles.RAGGED
+    tile = tiles.choose_tile(precision, device, outputs * p.G * phases, channels, depth, largest)
     blocks, steps = cdiv(outputs, tile.BM) * cdiv(channels, tile.BN), cdiv(depth, tile.BK)
     steps *= p.R * p.S
     splits = 1 if phases > 1 else tiles.choose_splits(blocks * p.G, steps, device)
@@ -163,7 +183,10 @@ def _gemm(p, x, w, y, bias, residual, activation, algorithm, gradient) -> None:
 
     out, epilogue, y_strides = y, (bias, residual), strides(y, y_by)
     if splits > 1:
-        out, epilogue = _partial(y, splits, p.N * y.shape[2] * y.shape[3], channels * p.G), (None,) * 2
+        out, epilogue = (
+            _partial(y, splits, p.N * y.shape[2] * y.shape[3], channels * p.G),
+            (None,) * 2,
+        )
     constants = dict(
         UNIT=by, Y_UNIT=y_by, SPLIT=splits > 1, EVEN_C=depth % tile.BK == 0, WIDE=wide,
         PRECISION=precision, ACTIVATION=0 if splits > 1 else activation,
@@ -180,7 +203,8 @@ def _gemm(p, x, w, y, bias, residual, activation, algorithm, gradient) -> None:
     else:
         launch(
             conv_implicit_gemm, (blocks, p.G, phases * splits), y, x, w, out, *epilogue,
-            p.N, *x.shape[2:], depth // by, channels // y_by, *y.shape[2:], *strides(x, by), *places,
+            p.N, *x.shape[2:], depth // by, channels // y_by, *y.shape[2:],
+            *strides(x, by), *places,
             p.stride_h, p.stride_w, p.pad_t, p.pad_l, p.dil_h, p.dil_w, *numbers, each,
             R=p.R, S=p.S, FIRST_R=most[0], FIRST_S=most[1], GRADIENT=gradient, **constants,
         )  # fmt: skip
@@ -205,7 +229,9 @@ def _weight_grad(p, x, dy, dw) -> None:
     k, c = p.K // p.G, p.C // p.G
     precision = tiles.precision_of(p.dtype, p.precision)
     by, dy_by, device = unit(x, c), unit(dy, k), device_of(x)
-    tile = tiles.choose_tile(precision, device, k * p.R * p.S * p.G, c, p.N * p.P * p.Q, True)
+    odd = min(by, dy_by) * x.element_size() < 4  # read one by one
+    largest = tiles.RAGGED if odd else tiles.PLAIN
+    tile = tiles.choose_tile(precision, device, k * p.R * p.S * p.G, c, p.N * p.P * p.Q, largest)
     bq = min(32, tile.BK, max(4, 1 << (p.Q - 1).bit_length()))
     bp = tile.BK // bq
     blocks, steps = cdiv(k, tile.BM) * cdiv(c, tile.BN), p.N * cdiv(p.P, bp) * cdiv(p.Q, bq)

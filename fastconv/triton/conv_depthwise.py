@@ -111,7 +111,9 @@ def conv_depthwise_weight_grad(
         reads = (n < N) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
         reads = reads[:, None] & columns_in[None, :]
         at = n * dy_n + p.to(tl.int64) * dy_h + q.to(tl.int64) * dy_w
-        a = tl.load(dy + at[:, None] + (k * tl.cast(dy_c, tl.int64))[None, :], mask=reads, other=0.0)
+        a = tl.load(
+            dy + at[:, None] + (k * tl.cast(dy_c, tl.int64))[None, :], mask=reads, other=0.0
+        )
         at = n * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w
         b = tl.load(x + at[:, None] + channel[None, :], mask=reads, other=0.0)
         acc += widen(a) * widen(b)

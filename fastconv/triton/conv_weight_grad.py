@@ -35,17 +35,17 @@ def conv_weight_grad(
     k, c = tile_k * BM + tl.arange(0, BM), tile_c * BN + tl.arange(0, BN)
     place = tl.arange(0, BP * BQ)
     dp, dq = place // BQ, place % BQ
-    k_read, c_read = group * K + tl.minimum(k, K - 1), group * C + tl.minimum(c, C - 1)
+    k_in, c_in = (k < K)[:, None], (c < C)[None, :]
     dy_tile = (
         dy
-        + (k_read * tl.cast(dy_c, tl.int64))[:, None]
+        + ((group * K + k) * tl.cast(dy_c, tl.int64))[:, None]
         + (dp.to(tl.int64) * dy_h + dq.to(tl.int64) * dy_w)[None, :]
     )  # [BM, BP BQ]
     h0, w0 = r * dil_h - pad_h, s * dil_w - pad_w
     x_h_step, x_w_step = tl.cast(stride_h, tl.int64) * x_h, tl.cast(stride_w, tl.int64) * x_w
     x_tile = (
         x
-        + (c_read * tl.cast(x_c, tl.int64))[None, :]
+        + ((group * C + c) * tl.cast(x_c, tl.int64))[None, :]
         + (dp * x_h_step + dq * x_w_step)[:, None]
     )  # [BP BQ, BN]
 
@@ -64,8 +64,8 @@ def conv_weight_grad(
         dy_at = n * dy_n + tl.cast(p0, tl.int64) * dy_h + tl.cast(q0, tl.int64) * dy_w
         x_at = n * x_n + (tl.cast(p0, tl.int64) * stride_h + h0) * x_h
         x_at += (tl.cast(q0, tl.int64) * stride_w + w0) * x_w
-        a = tl.load(dy_tile + dy_at, mask=exists[None, :], other=0.0)
-        b = tl.load(x_tile + x_at, mask=reads[:, None], other=0.0)
+        a = tl.load(dy_tile + dy_at, mask=exists[None, :] & k_in, other=0.0)
+        b = tl.load(x_tile + x_at, mask=reads[:, None] & c_in, other=0.0)
         acc = product(a, b, acc, PRECISION)
         q0 += BQ
         wraps = q0 >= Q
@@ -77,5 +77,4 @@ def conv_weight_grad(
 
     filters, taps = tl.num_programs(1) // (R * S) * K, R * S
     row = ((group * K + k).to(tl.int64) * taps + tap) + tl.cast(split, tl.int64) * filters * taps
-    inside = (k < K)[:, None] & (c < C)[None, :]
-    tl.store(partial + row[:, None] * C + c[None, :], acc, mask=inside)
+    tl.store(partial + row[:, None] * C + c[None, :], acc, mask=k_in & c_in)

@@ -33,7 +33,7 @@ def narrow(x, dtype: tl.constexpr):
 
 @triton.jit
 def round_tf32(x):
-    """float32 to the nearest tf32. NOTE tl.dot drops the low 13 bits instead: 2.6 times the error."""
+    """float32 to the nearest tf32. NOTE tl.dot by itself drops the low 13 bits."""
     if INTERPRETED:
         bits = x.to(tl.int32, bitcast=True)
         return tl.where(x == x, (bits + 0x1000) & ~0x1FFF, bits).to(tl.float32, bitcast=True)
@@ -78,7 +78,7 @@ def outputs_at(pid, N, P, Q, BM: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def phase_of(a, size, taps, stride, pad, dil, common, inverse):
-    """Where the gradient of one axis reads, at inputs h = a + stride i: y[i + start - j dil/common].
+    """Where the gradient of one axis reads at h = a + stride i: at y[i + start - j dil/common].
 
     The taps that reach these inputs are r = first + j stride/common, j < count, common being
     gcd(stride, dil) and inverse that of dil/common modulo stride/common.

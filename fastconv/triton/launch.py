@@ -54,8 +54,9 @@ def unit(tensor: Tensor | None, channels: int, *more: Tensor | None) -> int:
         n, c, h, w = t.stride()
         if c != 1:
             return 1
-        numbers += [s for s, size in zip((n, h, w), (t.shape[0], *t.shape[2:]), strict=True)
-                    if size > 1]
+        numbers += [
+            s for s, size in zip((n, h, w), (t.shape[0], *t.shape[2:]), strict=True) if size > 1
+        ]
     widest = 16 // (tensor if tensor is not None else more[0]).element_size()
     return math.gcd(widest, *numbers)
 

@@ -33,9 +33,7 @@ def max_pool(
     h, w = p * stride_h - pad_h, q * stride_w - pad_w
     row = x + n * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w
     places = row[:, None] + (c * tl.cast(x_c, tl.int64))[None, :]
-    NATIVE: tl.constexpr = INDEX == 0 and not (
-        INTERPRETED and x.dtype.element_ty == tl.bfloat16
-    )
+    NATIVE: tl.constexpr = INDEX == 0 and not (INTERPRETED and x.dtype.element_ty == tl.bfloat16)
     if NATIVE:
         best = tl.full((BM, BC), float("-inf"), x.dtype.element_ty)
     else:

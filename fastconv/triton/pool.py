@@ -42,9 +42,7 @@ def _max_pool(x, y, index, settings) -> None:
 
 def max_pool2d_grad(dx, grad, index, height, width, *window) -> None:
     kernel, stride, _, dilation = _pairs(window)
-    cover = [
-        cdiv(d * (k - 1) + 1, s) for k, s, d in zip(kernel, stride, dilation, strict=True)
-    ]
+    cover = [cdiv(d * (k - 1) + 1, s) for k, s, d in zip(kernel, stride, dilation, strict=True)]
     n, c = grad.shape[:2]
     by = unit(grad, c, index, dx)
     bm, bc = block(dx, grad, index)

@@ -69,6 +69,10 @@ CHANNELS_INNERMOST = (16, 64)
 COLUMNS_INNERMOST = (256, 4)
 
 
+# The most outputs of a tile, BM x BN, by what else wants registers in the epilogue.
+PLAIN, CROWDED, RAGGED = 128 * 128, 128 * 64, 64 * 64
+
+
 def precision_of(dtype: torch.dtype, tf32: int) -> str:
     """The constexpr PRECISION of `language.product`."""
     if dtype == torch.float64:
@@ -79,17 +83,16 @@ def precision_of(dtype: torch.dtype, tf32: int) -> str:
 
 
 def choose_tile(
-    precision: str, device: Device, outputs: int, channels: int, depth: int, crowded: bool
+    precision: str, device: Device, outputs: int, channels: int, depth: int, largest: int
 ) -> Tile:
     """The tile of a GEMM of outputs x channels over depth.
 
-    The largest whose blocks fill the device, or the smallest; `crowded` (a residual, the phases
-    of a gradient) leaves out tiles that have no registers left for it.
+    The largest whose blocks fill the device, or the smallest; none of more than `largest` outputs.
     """
     table = TILES[precision][90 if device.arch >= 90 else 80]
-    fitting = [t for t in table if t.BN <= max(32, channels) or t.BN == min(u.BN for u in table)]
-    if crowded:
-        fitting = [t for t in fitting if t.BM * t.BN <= 128 * 64] or fitting
+    narrow = -(-channels // 64) * 64 if channels > 32 else 32  # columns of narrow tiles
+    fitting = [t for t in table if -(-channels // t.BN) * t.BN <= 1.25 * narrow] or [table[-1]]
+    fitting = [t for t in fitting if t.BM * t.BN <= largest] or [table[-1]]
     filling = [t for t in fitting if _blocks(t, outputs, channels) >= device.sms]
     tile = filling[0] if filling else min(fitting, key=lambda t: t.BM * t.BN)
     shallow = max(16, 1 << (depth - 1).bit_length())

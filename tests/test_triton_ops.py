@@ -1,0 +1,356 @@
+"""The Triton backend in its interpreter: gradients, rounding, torch's machinery, the networks.
+
+The ops' own suites run on it too (the fixture `backend`); what they ask of gradients is asked here
+of smaller grids, as the interpreter is slow.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import test_add
+import test_conv
+import test_large
+import test_pool
+import torch
+import torch.nn.functional as F
+from conftest import interpreted_triton
+from test_conv import CASES, LAYOUTS, compare_all, gradients, make, values
+from test_cuda_ops import PARTS
+
+import fastconv
+from fastconv.testing.compare import assert_good
+
+pytest.importorskip("triton")
+
+
+@pytest.fixture(autouse=True)
+def triton():
+    with interpreted_triton():
+        yield
+
+
+# Beside CASES, whose channels are mostly odd: rows of 16 bytes, a depth of whole steps and not,
+# groups that are GEMMs, sums that are split, phases with and without taps, more taps than a word
+# has bits, stems with and without a bottom row to spare.
+MORE = {
+    "even depth": (1, 32, 9, 11, 40, 3, 3, (1, 1), (1, 1), (1, 1), 1),
+    "16 bytes": (2, 24, 7, 9, 16, 3, 2, (2, 1), (1, 1), (1, 1), 1),
+    "grouped gemm": (1, 32, 7, 6, 48, 3, 3, (2, 1), (1, 1), (1, 2), 2),
+    "split": (1, 160, 5, 4, 24, 3, 3, (1, 1), (1, 1), (1, 1), 1),
+    "1x1 split": (1, 544, 3, 5, 24, 1, 1, (1, 1), (0, 0), (1, 1), 1),
+    "phases": (1, 8, 13, 11, 8, 5, 2, (3, 4), (2, 1), (2, 3), 1),
+    "stride shares a factor": (1, 8, 14, 13, 8, 3, 3, (4, 6), (2, 3), (2, 4), 1),
+    "many taps": (1, 6, 12, 13, 5, 9, 8, (1, 2), (4, 3), (1, 1), 1),
+    "stem, one channel": (2, 1, 12, 10, 6, 5, 5, (1, 1), (2, 2), (1, 1), 1),
+    "narrow groups": (1, 12, 7, 6, 12, 3, 3, (2, 1), (1, 1), (1, 1), 4),
+}
+EVERY = {**CASES, **MORE}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("case", EVERY)
+def test_gradients(case, dtype):
+    """The layouts take turns over the cases."""
+    names = list(LAYOUTS)
+    compare_all(EVERY[case], dtype, names[list(EVERY).index(case) % len(names)])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("case", ["16 bytes", "grouped gemm", "stem", "1x1 strided", "phases"])
+def test_gradients_in_other_dtypes(case, dtype):
+    compare_all(EVERY[case], dtype, "channels_last")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", test_conv.DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", EVERY)
+def test_gradients_in_every_dtype_and_layout(case, layout, dtype):
+    compare_all(EVERY[case], dtype, layout)
+
+
+FUSED = ["16 bytes", "1x1 split", "split", "stem", "depthwise strided", "grouped gemm"]
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("case", FUSED)
+def test_fused_epilogue_and_its_gradients(case, layout, activation):
+    x, w, b, window = make(EVERY[case], torch.float32, layout)
+    r = values(F.conv2d(x, w, b, *window).shape, torch.Generator().manual_seed(1), torch.float32)
+    r = LAYOUTS[layout](r)
+    act = getattr(torch, activation)
+
+    def theirs(x, w, b, *window):
+        return act(F.conv2d(x, w, b, *window) + r.to(x.dtype))
+
+    def ours(x, w, b, *window):
+        return fastconv.conv2d(x, w, b, *window, residual=r, activation=activation)
+
+    dy = torch.randn_like(r)
+    truth = gradients(theirs, x.double(), w.double(), b.double(), window, dy.double())
+    for mine, reference, true in zip(
+        gradients(ours, x, w, b, window, dy), gradients(theirs, x, w, b, window, dy), truth,
+        strict=True,
+    ):  # fmt: skip
+        assert_good(mine, reference, true, torch.float32)
+
+
+@pytest.mark.parametrize("case", ["16 bytes", "depthwise strided", "stem"])
+def test_gradients_of_gradients(case):
+    x, w, b, window = make(EVERY[case], torch.float64)
+
+    def second(function):
+        leaves = [t.clone().requires_grad_() for t in (x, w, b)]
+        first = torch.autograd.grad(
+            function(*leaves, *window).square().sum(), leaves, create_graph=True
+        )
+        return torch.autograd.grad(sum(t.square().sum() for t in first), leaves)
+
+    for mine, true in zip(second(fastconv.conv2d), second(F.conv2d), strict=True):
+        torch.testing.assert_close(mine, true)
+
+
+def test_an_expanded_gradient_and_an_empty_batch():
+    test_conv.test_expanded_gradient_and_memory_format()
+    test_conv.test_empty_batch_has_gradients()
+    test_conv.test_the_grad_ops_check_their_gradient()
+
+
+@pytest.mark.parametrize("dtype", test_pool.DTYPES, ids=str)
+def test_pool_gradients(dtype):
+    grads = {"nchw": "nhwc", "nhwc": "nhwc", "sliced": "expanded"}
+    for layout, grad_layout in grads.items():
+        test_pool.test_gradients_in_every_dtype(dtype, layout, grad_layout)
+
+
+def test_pool_gradients_of_large_windows_and_of_foreign_indices():
+    test_pool.test_gradient_of_large_windows((17, 16), "nhwc")
+    dy = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    index = torch.tensor([[[[-1, 3], [16, 2**40]]]])
+    args = (index, 4, 4, 2, 2, 2, 2, 0, 0, 1, 1)
+    dx = torch.ops.fastconv_triton.max_pool2d_grad(dy, *args)
+    assert dx.sum() == 1 and dx[0, 0, 0, 3] == 1
+    x = torch.arange(16, dtype=torch.float64).view(1, 1, 4, 4)
+    y = torch.ops.fastconv_triton.max_pool2d_gather(x, *args)
+    assert y.flatten().tolist() == [0, 3, 0, 0]
+
+
+@pytest.mark.parametrize("name", test_pool.FUNCTIONS)
+def test_pool_gradients_of_gradients(name):
+    """Linear in the incoming gradient, so that what the second gradient must be is known."""
+    f = test_pool.FUNCTIONS[name]
+    x = test_pool.tensor("nchw", size=(1, 2, 5, 6)).requires_grad_()
+    y = f(x)
+    dy = torch.randn_like(y, requires_grad=True)
+    (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
+    (back,) = torch.autograd.grad((dx * x.detach()).sum(), dy)
+    if name != "max op":  # its rounding up needs no windows in the padding
+        torch.testing.assert_close(back, y.detach())
+
+
+@pytest.mark.parametrize("dtype", test_add.DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+def test_add_gradients(dtype, activation):
+    test_add.test_gradient_in_every_dtype(dtype, activation)
+
+
+def test_more_elements_than_32_bits_can_number():
+    one = torch.ones(1, dtype=torch.float64)
+    for channels in (1, 2):
+        test_large.test_weight_gradient(one.expand(1, channels, test_large.SIDE, test_large.SIDE))
+    test_conv.test_strides_beyond_32_bits()
+
+
+def test_bfloat16_is_rounded_as_torch_rounds_it():
+    """Every bfloat16 beside sums that end on ties, NaN and infinities among them."""
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
+    x = every.view(1, 1, 256, 256)
+    for y in (torch.zeros_like(x), x, torch.roll(x, 77, 3), torch.full_like(x, 1.0078125)):
+        ours, theirs = fastconv.residual_add(x, y), x + y
+        assert torch.equal(ours.isnan(), theirs.isnan())
+        kept = ~theirs.isnan()
+        assert torch.equal(ours[kept].view(torch.int16), theirs[kept].view(torch.int16))
+
+
+def test_tf32_rounds_its_operands():
+    """The interpreter multiplies in float32: rounded operands must give the same to the bit."""
+
+    def rounded(t):
+        bits = t.view(torch.int32)
+        return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+    x, w, _, _ = make(MORE["16 bytes"], torch.float32, "channels_last")
+    window = (2, 1, 1, 1, 1, 1, 1, 1, 1)
+    run = torch.ops.fastconv_triton.conv2d_raw
+    plain, tf32 = (run(x, w, None, None, *window, 0, code) for code in (0, 1))
+    assert not torch.equal(plain, tf32)
+    assert torch.equal(tf32, run(rounded(x), rounded(w), None, None, *window, 0, 0))
+
+
+def test_results_repeat():
+    x, w, b, window = make(MORE["split"], torch.float32)
+    dy = torch.randn_like(F.conv2d(x, w, b, *window))
+    first, second = (gradients(fastconv.conv2d, x, w, b, window, dy) for _ in range(2))
+    assert all(torch.equal(a, c) for a, c in zip(first, second, strict=True))
+
+
+# --- torch's machinery ---------------------------------------------------------------------------
+
+
+def block(x, w, shortcut):
+    y = fastconv.conv2d(x, w, padding=1, residual=shortcut, activation="relu")
+    y = fastconv.max_pool2d(y, 2)
+    return fastconv.residual_add(y, fastconv.avg_pool2d(x, 2), "sigmoid")
+
+
+def operands(n=2):
+    x, w = torch.randn(n, 6, 8, 10), torch.randn(6, 6, 3, 3)
+    return x.requires_grad_(), w.requires_grad_(), torch.randn(n, 6, 8, 10)
+
+
+def test_compile():
+    torch._dynamo.reset()
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=True)
+    for args in (operands(), operands(3)):
+        ours, expected = compiled(*args), block(*args)
+        torch.testing.assert_close(ours, expected)
+        for a, c in zip(
+            torch.autograd.grad(ours.square().sum(), args[:2]),
+            torch.autograd.grad(expected.square().sum(), args[:2]),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, c)
+
+
+def test_export():
+    class Block(torch.nn.Module):
+        forward = staticmethod(block)
+
+    args = tuple(t.detach() for t in operands())
+    program = torch.export.export(Block(), args)
+    assert "fastconv_triton" in program.graph_module.code
+    torch.testing.assert_close(program.module()(*args), block(*args))
+
+
+def test_vmap_and_grad():
+    x, w, _ = operands(3)
+    x, w = x.detach(), w.detach()
+
+    def loss(w, x):
+        return fastconv.conv2d(x[None], w, padding=1).square().sum()
+
+    expected = torch.stack(
+        [torch.func.grad(lambda w, i=i: F.conv2d(x[i : i + 1], w, padding=1).square().sum())(w)
+         for i in range(3)]
+    )  # fmt: skip
+    mapped = torch.vmap(torch.func.grad(loss), (None, 0))(w, x)
+    torch.testing.assert_close(mapped, expected)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_weight_grad", "max_pool2d_window"])
+@pytest.mark.parametrize("suffix", ["", "_raw"])
+def test_opcheck(name, suffix):
+    x, w, dy = torch.randn(1, 3, 7, 6), torch.randn(4, 3, 3, 2), torch.randn(1, 4, 4, 7)
+    window = (2, 1, 1, 1, 1, 1, 1, 1, 1)
+    args = {
+        "conv2d": (x, w, None, None, *window, 1, 0),
+        "conv2d_weight_grad": (x, dy, 3, 2, *window, 0),
+        "max_pool2d_window": (x, 3, 2, 2, 1, 1, 1, 1, 1, 0),
+    }[name]
+    if not suffix:
+        args = tuple(a.requires_grad_() if isinstance(a, torch.Tensor) else a for a in args)
+    torch.library.opcheck(getattr(torch.ops.fastconv_triton, name + suffix).default, args)
+
+
+def test_wrong_devices_and_backends():
+    with pytest.raises(RuntimeError, match="same dtype"):
+        fastconv.conv2d(torch.randn(1, 2, 5, 6), torch.randn(3, 2, 3, 3).double())
+    assert fastconv.conv2d(torch.randn(1, 2, 5, 6, device="meta"),
+                           torch.randn(3, 2, 3, 3, device="meta")).is_meta  # fmt: skip
+
+
+# --- other processes -----------------------------------------------------------------------------
+
+
+def python(code: str, **environment: str) -> str:
+    import os
+
+    kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=kept | environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_without_the_package_the_rest_works():
+    output = python("""
+import sys
+sys.modules["triton"] = None
+import torch, fastconv
+print(fastconv.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3)).item())
+try:
+    with fastconv.backend("triton"):
+        pass
+except NotImplementedError as error:
+    print(error)
+print(fastconv.build_info()["Triton"])
+""")
+    assert output.startswith("9.0\n") and "not installed" in output.splitlines()[1]
+    assert output.splitlines()[2].startswith("no")
+
+
+def test_without_the_interpreter_the_ops_are_traced_but_want_a_gpu():
+    output = python("""
+import torch, fastconv
+from torch._subclasses.fake_tensor import FakeTensorMode
+x, w = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3)
+with fastconv.backend("triton"):
+    try:
+        fastconv.conv2d(x, w)
+    except RuntimeError as error:
+        print(error)
+    class Net(torch.nn.Module):
+        def forward(self, x, w):
+            return fastconv.max_pool2d(fastconv.conv2d(x, w, padding=1, activation="relu"), 2)
+    print(torch.export.export(Net(), (x, w)).graph_module.code.count("fastconv_triton"))
+    with FakeTensorMode():
+        print(tuple(fastconv.conv2d(torch.ones(2, 3, 9, 7), torch.ones(4, 3, 3, 3)).shape))
+""")
+    refused, nodes, shape = output.splitlines()
+    assert "TRITON_INTERPRET=1" in refused and nodes == "2" and shape == "(2, 4, 7, 5)"
+
+
+@pytest.mark.skipif(fastconv._C.cuda, reason="the CUDA kernels serve CUDA tensors")
+def test_cuda_tensors_are_served_where_there_are_no_cuda_kernels():
+    for name in ("conv2d", "max_pool2d_grad_raw", "residual_add_raw"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastconv::{name}", "CUDA")
+
+
+# --- networks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_networks(part):
+    """LeNet whole and one block of each other network: results and gradients."""
+    make_part, size = PARTS[part]
+    module, x = make_part().eval(), torch.randn(size)
+
+    def run(dtype):
+        net = module.to(dtype)
+        leaf = x.to(dtype).requires_grad_()
+        y = net(leaf)
+        wanted = (leaf, *net.parameters())
+        grads = torch.autograd.grad(y.square().mean(), wanted, allow_unused=True)
+        return [y.detach(), *(g for g in grads if g is not None)]
+
+    with fastconv.backend("cpu"):
+        truth, theirs = run(torch.float64), run(torch.float32)
+    ours = run(torch.float32)
+    for mine, reference, true in zip(ours, theirs, truth, strict=True):
+        # 10 times torch's error: ties of ReLU and max pooling fall differently.
+        assert_good(mine, reference, true, torch.float32, factor=10)
