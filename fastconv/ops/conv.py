@@ -16,6 +16,7 @@ from .sizes import (
     batched,
     check,
     check_dtype,
+    check_size,
     conv_padding,
     conv_shape,
     empty,
@@ -183,24 +184,21 @@ def _conv2d_fake(input, weight, bias, residual, *settings):
             lambda: f"conv2d: bias must have size [{size[1]}], got {list(bias.shape)}",
         )
     if residual is not None:
-        check(
-            residual.dim() == 4 and all(a == b for a, b in zip(residual.shape, size, strict=True)),
-            lambda: f"conv2d: residual of size {list(residual.shape)} must have size {size}",
-        )
+        check_size("conv2d", "residual", residual, size)
     return empty(input, size)
 
 
 def _input_grad_fake(grad, weight, height, width, *settings):
     _same("conv2d_input_grad", grad, weight=weight)
     size = [grad.shape[0], weight.shape[1] * settings[8], height, width]
-    conv_shape(size, weight.shape, settings[:9])
+    check_size("conv2d_input_grad", "grad", grad, conv_shape(size, weight.shape, settings[:9]))
     return empty(grad, size)
 
 
 def _weight_grad_fake(input, grad, kernel_h, kernel_w, *settings):
     _same("conv2d_weight_grad", input, grad=grad)
     size = [grad.shape[1], input.shape[1] // settings[8], kernel_h, kernel_w]
-    conv_shape(input.shape, size, settings[:9])
+    check_size("conv2d_weight_grad", "grad", grad, conv_shape(input.shape, size, settings[:9]))
     return input.new_empty(size)
 
 

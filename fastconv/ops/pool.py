@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .registry import Op
-from .sizes import batched, check, check_dtype, empty, pair
+from .sizes import batched, check, check_dtype, check_size, empty, pair
 from .vmap import fold_batch
 
 Pair = int | Sequence[int]
@@ -193,6 +193,36 @@ def _pool_shape(op: str, input: Tensor, window: Sequence, ceil_mode: int) -> lis
     return [*input.shape[:2], *size]
 
 
+def _check_index(op: str, index: Tensor, size: Sequence) -> None:
+    check(
+        index.dtype in (torch.uint8, torch.int32, torch.int64),
+        lambda: (
+            f"{op}: expected index to be uint8 or int32 (within the window) or int64 (within the "
+            f"plane), got {index.dtype}"
+        ),
+    )
+    check_size(op, "index", index, size)
+
+
+def _check_output(op: str, t: Tensor, height: int, width: int, window: Sequence) -> None:
+    """That `t` has the output's size of an input of height x width, which either rounding gives."""
+    _check_window(op, *window)
+    kernel, stride, pad, dilation = (window[i : i + 2] for i in (0, 2, 4, 6))
+    for i, size in enumerate((height, width)):
+        down, up = (
+            pool_output_size(size, kernel[i], stride[i], pad[i], dilation[i], ceil)
+            for ceil in (0, 1)
+        )
+        found = t.shape[2 + i]
+        check(
+            (found == down or found == up) and found > 0,
+            lambda down=down, up=up, i=i: (
+                f"{op}: operand of size {list(t.shape)} must have {down} or {up} places along "
+                f"axis {2 + i} for an input of ({height} x {width})"
+            ),
+        )
+
+
 def _max_pool2d_fake(input, *window):
     return empty(input, _pool_shape("max_pool2d", input, window[:8], window[8]))
 
@@ -210,14 +240,17 @@ def _with_indices_fake(input, *window):
 
 def _max_pool2d_grad_fake(grad, index, height, width, *window):
     size = [*grad.shape[:2], height, width]
-    _check_window("max_pool2d_grad", *window)
     _check_input("max_pool2d_grad", grad, size)
+    _check_output("max_pool2d_grad", grad, height, width, window)
+    _check_index("max_pool2d_grad", index, grad.shape)
     return empty(grad, size)
 
 
 def _max_pool2d_gather_fake(input, index, height, width, *window):
-    _check_window("max_pool2d_gather", *window)
     _check_input("max_pool2d_gather", input, input.shape)
+    check_size("max_pool2d_gather", "input", input, [*index.shape[:2], height, width])
+    _check_output("max_pool2d_gather", index, height, width, window)
+    _check_index("max_pool2d_gather", index, index.shape)
     return empty(input, index.shape)
 
 
@@ -227,8 +260,8 @@ def _avg_pool2d_fake(input, *settings):
 
 def _avg_pool2d_grad_fake(grad, height, width, *settings):
     size = [*grad.shape[:2], height, width]
-    _check_window("avg_pool2d_grad", *settings[:6], 1, 1)
     _check_input("avg_pool2d_grad", grad, size)
+    _check_output("avg_pool2d_grad", grad, height, width, (*settings[:6], 1, 1))
     return empty(grad, size)
 
 

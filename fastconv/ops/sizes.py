@@ -134,6 +134,14 @@ def check(condition: bool, message) -> None:
     torch._check(condition, message)
 
 
+def check_size(op: str, name: str, t: Tensor, size: Sequence) -> None:
+    """RuntimeError unless the tensor has this size."""
+    check(
+        t.dim() == len(size) and all(a == b for a, b in zip(t.shape, size, strict=True)),
+        lambda: f"{op}: {name} of size {list(t.shape)} must have size {list(size)}",
+    )
+
+
 def empty(like: Tensor, size: Sequence, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised tensor of 4 dimensions in the memory format of `like`."""
     return torch.empty(

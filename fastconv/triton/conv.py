@@ -34,7 +34,7 @@ def conv2d(y, input, weight, bias, residual, *settings) -> None:
     if algorithm == "depthwise":
         _depthwise(p, input, weight, y, bias, residual, activation, gradient=False)
         return
-    if p.dtype != torch.float64:  # float64 is read and written as it lies
+    if not p.is_read_as_it_lies:
         input, out, residual = _rows(input), _rows_like(y), _optional(residual, _rows)
     if algorithm == "stem":
         p, input, weight = stem_problem(p), stem_window(p, input), stem_weights(p, weight)
@@ -57,7 +57,7 @@ def conv2d_input_grad(dx, grad, weight, height, width, *settings) -> None:
         _depthwise(p, grad, weight, dx, None, None, 0, gradient=True)
         return
     out = dx
-    if p.dtype != torch.float64:
+    if not p.is_read_as_it_lies:
         grad, out = _rows(grad), _rows_like(dx)
     # (G, K / G, C / G, R, S) to rows of (C, R, S), the output channels of a group innermost.
     rows = weight.unflatten(0, (p.G, -1)).permute(0, 2, 3, 4, 1).contiguous()
@@ -80,7 +80,7 @@ def conv2d_weight_grad(dw, input, grad, kernel_h, kernel_w, *settings) -> None:
     if algorithm == "depthwise":
         _depthwise_weight_grad(p, input, grad, dw)
         return
-    if p.dtype != torch.float64:
+    if not p.is_read_as_it_lies:
         input, grad = _rows(input), _rows(grad)
     if algorithm == "stem":
         rows = torch.empty_like(stem_weights(p, dw))
@@ -130,7 +130,7 @@ def _copied_asynchronously(p: ConvProblem, x: Tensor, w: Tensor) -> tuple[Tensor
     Asynchronous copies take 4 bytes at least; without them nothing is pipelined.
     """
     c = w.shape[3]
-    if p.G > 1 or unit(x, c) * x.element_size() >= 4:
+    if p.G > 1 or p.is_read_as_it_lies or unit(x, c) * x.element_size() >= 4:
         return x, w
     wider = x.new_zeros(x.shape[0], *x.shape[2:], 8 * cdiv(c, 8))
     wider[..., :c] = x.permute(0, 2, 3, 1)

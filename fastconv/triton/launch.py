@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .language import INTERPRETED
-from .tiles import CHANNELS_INNERMOST, COLUMNS_INNERMOST, Device
+from .tiles import CHANNELS_INNERMOST, COLUMNS_INNERMOST, INTERPRETED_BLOCK, Device
 
 
 def launch(kernel, grid: tuple, tensor: Tensor, *args, **constants) -> None:
@@ -30,9 +30,9 @@ def _on(tensor: Tensor):
 
 
 def device_of(tensor: Tensor) -> Device:
-    """The facts a tile depends on; an imaginary small GPU for tensors of the CPU."""
+    """The facts a tile depends on."""
     if not tensor.is_cuda:
-        return Device(80, 4)
+        return Device(0, 4)
     facts = torch.cuda.get_device_properties(tensor.device)
     return Device(10 * facts.major + facts.minor, facts.multi_processor_count)
 
@@ -82,6 +82,8 @@ def is_wide(*sizes: Sequence[int]) -> int:
 
 
 def block(*operands: Tensor | None) -> tuple[int, int]:
-    """Outputs and channels of a block that neighbours in memory share."""
+    """Outputs and channels of a block, so that neighbours in memory share it."""
+    if not operands[0].is_cuda and INTERPRETED.value:
+        return INTERPRETED_BLOCK
     last = all(t is None or t.stride(1) == 1 for t in operands) and operands[0].shape[1] > 1
     return CHANNELS_INNERMOST if last else COLUMNS_INNERMOST

@@ -36,6 +36,11 @@ class ConvProblem(NamedTuple):
     dtype: torch.dtype
     precision: int
 
+    @property
+    def is_read_as_it_lies(self) -> bool:
+        """Whether operands are not copied into rows of channels for tensor cores."""
+        return self.dtype == torch.float64 or self.N * self.H * self.W >= 1 << 31
+
 
 def _refuse_conv1x1(p: ConvProblem, direction: str) -> str | None:
     if p.R != 1 or p.S != 1:
@@ -52,8 +57,8 @@ def _refuse_conv1x1(p: ConvProblem, direction: str) -> str | None:
 def _refuse_stem(p: ConvProblem, direction: str) -> str | None:
     if direction == INPUT_GRAD:
         return "its reduction runs over the output channels"
-    if p.dtype == torch.float64:
-        return "float64 is not worth the copy"
+    if p.is_read_as_it_lies:
+        return "float64, and inputs of 2^31 pixels, are not copied"
     if p.C > 4:
         return "more than 4 input channels"
     if p.G != 1:

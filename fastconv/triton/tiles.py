@@ -26,7 +26,8 @@ class Tile(NamedTuple):
 
 
 class Device(NamedTuple):
-    """What a choice depends on: compute capability (80, 90), streaming multiprocessors."""
+    """What a choice depends on: compute capability (80, 90), 0 for the interpreter;
+    streaming multiprocessors."""
 
     arch: int
     sms: int
@@ -63,10 +64,14 @@ TILES: dict[str, dict[int, tuple[Tile, ...]]] = {
     },
 }
 
+# The interpreter's time goes by steps and blocks: of every precision, large steps.
+INTERPRETED = (Tile(128, 128, 128, 4, 2, 0, 0), Tile(64, 32, 64, 4, 2, 0, 0))
+
 # Outputs and channels of a block of the kernels without tensor cores: 16 bytes of a half type per
 # thread where channels are innermost, neighbouring outputs per warp where columns are.
 CHANNELS_INNERMOST = (16, 64)
 COLUMNS_INNERMOST = (256, 4)
+INTERPRETED_BLOCK = (256, 16)
 
 
 # The most outputs of a tile, BM x BN, by what else wants registers in the epilogue.
@@ -89,7 +94,7 @@ def choose_tile(
 
     The largest whose blocks fill the device, or the smallest; none of more than `largest` outputs.
     """
-    table = TILES[precision][90 if device.arch >= 90 else 80]
+    table = TILES[precision][90 if device.arch >= 90 else 80] if device.arch else INTERPRETED
     narrow = -(-channels // 64) * 64 if channels > 32 else 32  # columns of narrow tiles
     fitting = [t for t in table if -(-channels // t.BN) * t.BN <= 1.25 * narrow] or [table[-1]]
     fitting = [t for t in fitting if t.BM * t.BN <= largest] or [table[-1]]
