@@ -85,7 +85,12 @@ def _never_ran(config) -> list[str]:
 
 def _executed():
     emulated = sys.modules.get("emulator.ops")  # of a process that ran it
-    return [*_C.executed(), *(emulated.executed() if emulated else ())]
+    interpreted = sys.modules.get("fastconv.triton.problem")
+    return [
+        *_C.executed(),
+        *(emulated.executed() if emulated else ()),
+        *(interpreted.executed() if interpreted else ()),
+    ]
 
 
 def pytest_sessionfinish(session):

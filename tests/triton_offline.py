@@ -139,47 +139,110 @@ def compile_cases(arch: int, names: list[str]) -> list[dict]:
 # --- cases: their names' words are arguments ----------------------------------------------------
 
 
-def image(n, c, h, w, dtype, layout=torch.channels_last):
-    return torch.empty((n, c, h, w), dtype=DTYPES[dtype], memory_format=layout)
+def image(channels, dtype, size=28):
+    """A batch in channels_last."""
+    return torch.empty(
+        (8, int(channels), size, size),
+        dtype=DTYPES[dtype],
+        memory_format=torch.channels_last,
+    )
 
 
-def with_tile(conv, index: str, split: str = "1"):
-    """The tile of this place in its table, whatever the problem."""
-
-    def choose(precision, device, *_):
-        return conv.tiles.TILES[precision][device.arch][int(index)]
-
-    conv.tiles.choose_tile = choose
-    conv.tiles.choose_splits = lambda *_: int(split)
+def with_tile(conv, index: str, split: int = 1) -> None:
+    """Chooses the tile of this place in its table, whatever the problem."""
+    conv.tiles.choose_tile = lambda precision, device, *_: conv.tiles.TILES[precision][device.arch][
+        int(index)
+    ]
+    conv.tiles.choose_splits = lambda *_: split
 
 
-def forward(conv, pool, size, channels, dtype, tf32, tile, fused="plain", split="1"):
-    with_tile(conv, tile, split)
-    k, stride, pad = int(size), 1, int(size) // 2
-    x, c = image(8, int(channels), 28, 28, dtype), int(channels)
-    w = torch.empty(c, c, k, k, dtype=x.dtype)
-    bias, residual, act = (None, None, 0) if fused == "plain" else (w[:, 0, 0, 0].clone(), x, 1)
-    y = torch.empty_like(x)
-    conv.conv2d(y, x, w, bias, residual, stride, stride, *[pad] * 4, 1, 1, 1, act, int(tf32))
+def arithmetic(word: str) -> tuple[str, int]:
+    """The dtype and the precision code of f16, bf16, tf32, f32, f64."""
+    return ("f32", 1) if word == "tf32" else (word, 0)
 
 
-def input_grad(conv, pool, size, channels, dtype, tf32, tile, stride="2"):
+def forward(conv, pool, size, math, tile, channels="128", fused=None):
     with_tile(conv, tile)
-    k, s, c = int(size), int(stride), int(channels)
-    dx, dy = image(8, c, 28, 28, dtype), image(8, c, 28 // s, 28 // s, dtype)
+    (dtype, code), k, c = arithmetic(math), int(size), int(channels)
+    x, w = image(c, dtype), torch.empty(c, c, k, k, dtype=DTYPES[dtype])
+    bias, residual, act = (w[:, 0, 0, 0].clone(), x, 1) if fused else (None, None, 0)
+    window = (1, 1, *[k // 2] * 4, 1, 1, 1)
+    conv.conv2d(torch.empty_like(x), x, w, bias, residual, *window, act, code)
+
+
+def split(conv, pool, size, math, tile):
+    """Partial sums, and the kernel that adds them."""
+    (dtype, code), k = arithmetic(math), int(size)
+    with_tile(conv, tile, 4)
+    x, w = image(128, dtype), torch.empty(128, 128, k, k, dtype=DTYPES[dtype])
+    window = (1, 1, *[k // 2] * 4, 1, 1, 1)
+    conv.conv2d(torch.empty_like(x), x, w, None, x, *window, 1, code)
+
+
+def stem(conv, pool, math, tile):
+    with_tile(conv, tile)
+    dtype, code = arithmetic(math)
+    x, y, w = image(3, dtype, 56), image(64, dtype), torch.empty(64, 3, 7, 7, dtype=DTYPES[dtype])
+    window = (2, 2, 3, 3, 3, 3, 1, 1, 1)
+    conv.conv2d(y, x, w, None, None, *window, 1, code)
+    with_tile(conv, tile, 4)
+    conv.conv2d_weight_grad(torch.empty_like(w), x, y, 7, 7, *window, code)
+
+
+def input_grad(conv, pool, size, math, tile, stride="2", channels="128"):
+    with_tile(conv, tile)
+    (dtype, code), k, s, c = arithmetic(math), int(size), int(stride), int(channels)
+    dx, dy = image(c, dtype), image(c, dtype, 28 // s)
     w = torch.empty(c, c, k, k, dtype=dx.dtype)
-    conv.conv2d_input_grad(dx, dy, w, 28, 28, s, s, *[k // 2] * 4, 1, 1, 1, int(tf32))
+    conv.conv2d_input_grad(dx, dy, w, 28, 28, s, s, *[k // 2] * 4, 1, 1, 1, code)
 
 
-def weight_grad(conv, pool, size, channels, dtype, tf32, tile, stride="1"):
-    with_tile(conv, tile, "4")
-    k, s, c = int(size), int(stride), int(channels)
-    x, dy = image(8, c, 28, 28, dtype), image(8, c, 28 // s, 28 // s, dtype)
+def weight_grad(conv, pool, size, math, tile, stride="1", channels="128"):
+    with_tile(conv, tile, 4)
+    (dtype, code), k, s, c = arithmetic(math), int(size), int(stride), int(channels)
+    x, dy = image(c, dtype), image(c, dtype, 28 // s)
     dw = torch.empty(c, c, k, k, dtype=x.dtype)
-    conv.conv2d_weight_grad(dw, x, dy, k, k, s, s, *[k // 2] * 4, 1, 1, 1, int(tf32))
+    conv.conv2d_weight_grad(dw, x, dy, k, k, s, s, *[k // 2] * 4, 1, 1, 1, code)
 
 
-CASES = {"forward": forward, "input_grad": input_grad, "weight_grad": weight_grad}
+def depthwise(conv, pool, math, channels="64"):
+    c = int(channels)
+    x, w = image(c, math), torch.empty(c, 1, 3, 3, dtype=DTYPES[math])
+    window = (1, 1, 1, 1, 1, 1, 1, 1, c)
+    conv.conv2d(torch.empty_like(x), x, w, None, None, *window, 1, 0)
+    conv.conv2d_input_grad(torch.empty_like(x), x, w, 28, 28, *window, 0)
+    conv.conv2d_weight_grad(torch.empty_like(w), x, x, 3, 3, *window, 0)
+    conv.conv2d_bias_grad(w[:, 0, 0, 0].clone(), x)
+
+
+def pools(conv, pool, math, channels="64"):
+    x, y = image(channels, math), image(channels, math, 14)
+    window = (3, 3, 2, 2, 1, 1)
+    pool.max_pool2d(y, x, *window, 1, 1, 0)
+    index = torch.empty_like(y, dtype=torch.uint8)
+    pool.max_pool2d_window((y, index), x, *window, 1, 1, 0)
+    pool.max_pool2d_grad(x, y, index, 28, 28, *window, 1, 1)
+    pool.max_pool2d_gather(y, x, index, 28, 28, *window, 1, 1)
+    pool.avg_pool2d(y, x, *window, 0, 1, 0)
+    pool.avg_pool2d_grad(x, y, 28, 28, *window, 0, 1, 0)
+    pool.adaptive_avg_pool2d(image(channels, math, 1), x, 1, 1)
+
+
+def adds(conv, pool, math, channels="64"):
+    from fastconv.triton import add
+
+    x = image(channels, math)
+    add.residual_add(x, x, x, 1)
+    add.residual_add(x, x, x.contiguous(), 1)
+    add.activation_grad(x, x, x, 2)
+
+
+CASES = {
+    function.__name__: function
+    for function in (
+        forward, split, stem, input_grad, weight_grad, depthwise, pools, adds
+    )
+}  # fmt: skip
 
 if __name__ == "__main__":
     json.dump(compile_cases(int(sys.argv[1]), sys.argv[2:]), sys.stdout)

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from ..ops.registry import OPS
 from . import add, conv, pool
-from .language import INTERPRETED
+from .launch import INTERPRETING
 
-INTERPRETING = bool(INTERPRETED.value)
 _library = torch.library.Library("fastconv_triton", "DEF")
 
 

@@ -17,7 +17,17 @@ from .conv_depthwise import conv_depthwise, conv_depthwise_weight_grad
 from .conv_implicit_gemm import conv_implicit_gemm
 from .conv_stem import stem_problem, stem_weight_grad_of, stem_weights, stem_window
 from .conv_weight_grad import conv_weight_grad
-from .launch import block, cdiv, channels_last, device_of, is_wide, launch, strides, unit
+from .launch import (
+    INTERPRETING,
+    block,
+    cdiv,
+    channels_last,
+    device_of,
+    is_wide,
+    launch,
+    strides,
+    unit,
+)
 from .problem import FORWARD, INPUT_GRAD, WEIGHT_GRAD, ConvProblem, plan
 from .split_k import add_splits
 
@@ -216,7 +226,7 @@ def _gemm(p, x, w, y, bias, residual, activation, algorithm, gradient) -> None:
 
 
 def _add_splits(partial, y, bias, residual, splits, rows, width, places, residual_places, act):
-    bm, bn = 16, 64
+    bm, bn = tiles.SUMS if y.is_cuda or not INTERPRETING else tiles.INTERPRETED_SUMS
     launch(
         add_splits, (cdiv(rows[0] * rows[1] * rows[2], bm) * cdiv(width, bn),), y, partial, y, bias,
         residual, splits, *rows, width, *places, *residual_places,

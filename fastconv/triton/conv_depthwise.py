@@ -98,7 +98,8 @@ def conv_depthwise_weight_grad(
     dy_n, dy_h, dy_w, K = dy_n * DY_UNIT, dy_h * DY_UNIT, dy_w * DY_UNIT, K * DY_UNIT
     x_n, x_h, x_w = x_n * UNIT, x_h * UNIT, x_w * UNIT
     row, split = tl.program_id(1), tl.program_id(2)
-    i, r, s = row // (R * S), row // S % R, row % S
+    r, s = row // S % R, row % S
+    i = 0 if IN == 1 else row // (R * S)  # a constant keeps rows aligned
     k = tl.program_id(0) * BC + tl.arange(0, BC)
     columns_in = k < K
     channel = (k // OUT * IN + i).to(tl.int64) * x_c

@@ -12,12 +12,14 @@ from torch import Tensor
 from .language import INTERPRETED
 from .tiles import CHANNELS_INNERMOST, COLUMNS_INNERMOST, INTERPRETED_BLOCK, Device
 
+INTERPRETING = bool(INTERPRETED.value)
+
 
 def launch(kernel, grid: tuple, tensor: Tensor, *args, **constants) -> None:
     """Runs `kernel` on the device of `tensor`; traced where torch traces."""
     if 0 in grid:
         return
-    if not INTERPRETED.value:
+    if not INTERPRETING:
         kernel = torch.library.wrap_triton(kernel)
     with _on(tensor):
         kernel[grid](*args, **constants)
@@ -83,7 +85,7 @@ def is_wide(*sizes: Sequence[int]) -> int:
 
 def block(*operands: Tensor | None) -> tuple[int, int]:
     """Outputs and channels of a block, so that neighbours in memory share it."""
-    if not operands[0].is_cuda and INTERPRETED.value:
+    if not operands[0].is_cuda and INTERPRETING:
         return INTERPRETED_BLOCK
     last = all(t is None or t.stride(1) == 1 for t in operands) and operands[0].shape[1] > 1
     return CHANNELS_INNERMOST if last else COLUMNS_INNERMOST

@@ -89,12 +89,23 @@ ROWS: dict[str, Callable[[ConvProblem, str], str | None]] = {
     "implicit_gemm": _refuse_implicit_gemm,
 }
 
-# (row, direction) of what ran in this process: the tests fail on one that never did.
-ran: set[tuple[str, str]] = set()
+DIRECTIONS = (FORWARD, INPUT_GRAD, WEIGHT_GRAD)
+_ran: set[tuple[str, str]] = set()
 
 
 def plan(p: ConvProblem, direction: str) -> str:
     """The algorithm of a problem."""
     name = next(name for name, refuse in ROWS.items() if refuse(p, direction) is None)
-    ran.add((name, direction))
+    _ran.add((name, direction))
     return name
+
+
+def executed() -> list[tuple[str, bool]]:
+    """Rows by direction, and whether each has run in this process: tests fail on one that never
+    did."""
+    return [
+        (f"triton {name} {direction}", (name, direction) in _ran)
+        for name in ROWS
+        for direction in DIRECTIONS
+        if (name, direction) != ("stem", INPUT_GRAD)
+    ]

@@ -72,6 +72,8 @@ INTERPRETED = (Tile(128, 128, 128, 4, 2, 0, 0), Tile(64, 32, 64, 4, 2, 0, 0))
 CHANNELS_INNERMOST = (16, 64)
 COLUMNS_INNERMOST = (256, 4)
 INTERPRETED_BLOCK = (256, 16)
+# Rows and columns of a block that adds partial sums.
+SUMS, INTERPRETED_SUMS = (16, 64), (512, 64)
 
 
 # The most outputs of a tile, BM x BN, by what else wants registers in the epilogue.

@@ -1,0 +1,141 @@
+"""What Triton's compiler makes of the kernels for sm_80 and sm_90: nothing spilled, asynchronous
+copies and tensor cores in the loops, registers and shared memory within each tile's budget, whole
+rows of 16 bytes in the kernels bound by memory.
+
+Compiled in other processes (`triton_offline.py`), as this one interprets.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from fastconv.triton import tiles  # noqa: E402
+
+ARCHS = (80, 90)
+MATHS = {"f16": "half", "bf16": "half", "tf32": "tf32", "f32": "tf32x3", "f64": "f64"}
+INSTRUCTIONS = {
+    80: {"f16": "HMMA.16816.F32", "bf16": "HMMA.16816.F32.BF16", "tf32": "HMMA.1688.F32.TF32",
+         "f32": "HMMA.1688.F32.TF32", "f64": "DMMA"},
+    90: {"f16": "HGMMA", "bf16": "HGMMA", "tf32": "HGMMA", "f32": "HGMMA", "f64": "DMMA"},
+}  # fmt: skip
+KERNELS = ("forward 3", "forward 1", "input_grad 3", "weight_grad 3")
+
+
+def gemm_cases() -> dict[str, str]:
+    """Case -> math; every tile by every kernel."""
+    return {
+        f"{kernel} {math} {index}": math
+        for math, precision in MATHS.items()
+        for index in range(len(tiles.TILES[precision][80]))
+        for kernel in KERNELS
+    }
+
+
+GEMMS = gemm_cases()
+# Beside them: the epilogue with everything in it, split sums, stems, channels that 16 does not
+# divide, and odd ones, which the torch side pads.
+OTHERS = {
+    "forward 3 f16 1 128 fused": "f16",
+    "split 1 f16 2": "f16",
+    "stem f16 1": "f16",
+    "forward 3 f16 3 24": "f16",
+    "forward 3 f16 2 33": "f16",
+}
+MEMORY = ("depthwise f16", "pools f16", "adds f16", "depthwise f32", "pools f32", "adds f32")
+QUICK = {"forward 3 f16 0", "forward 1 f16 0", "input_grad 3 f16 1", "weight_grad 3 f16 0"}
+QUICK |= {"forward 3 tf32 0", "forward 3 f32 0", *OTHERS, *MEMORY[:3]}
+EVERY = [*GEMMS, *OTHERS, *MEMORY]
+
+
+@functools.cache
+def compiled(arch: int, quick: bool) -> dict[str, list[dict]]:
+    """Case -> the kernels that its launches compiled to."""
+    names = [name for name in EVERY if (name in QUICK) == quick]
+    kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    kept["PYTHONPATH"] = os.pathsep.join(sys.path)
+    script = Path(__file__).with_name("triton_offline.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(arch), *names], capture_output=True, text=True, env=kept
+    )
+    assert done.returncode == 0, done.stderr
+    return {found["case"]: found["made"] for found in json.loads(done.stdout)}
+
+
+def cases(names) -> list:
+    """Cases times architectures, one worker for each; those that are not QUICK are slow."""
+    return [
+        pytest.param(
+            name,
+            arch,
+            id=f"{name}-sm_{arch}",
+            marks=[
+                pytest.mark.xdist_group(f"triton-{arch}-{name in QUICK}"),
+                *(() if name in QUICK else (pytest.mark.slow,)),
+            ],
+        )
+        for name in names
+        for arch in ARCHS
+    ]
+
+
+def spilled(counts: dict[str, int]) -> int:
+    return sum(n for name, n in counts.items() if name.startswith(("LDL", "STL")))
+
+
+def having(counts: dict[str, int], name: str) -> bool:
+    return any(found.startswith(name) for found in counts)
+
+
+@pytest.mark.parametrize("case, arch", cases(EVERY))
+def test_nothing_is_spilled(case, arch):
+    for kernel in compiled(arch, case in QUICK)[case]:
+        assert spilled(kernel["code"]) == 0 and kernel["local"] == 0, kernel
+
+
+@pytest.mark.parametrize("case, arch", cases([*GEMMS, *OTHERS]))
+def test_tensor_cores_and_asynchronous_copies_in_the_loop(case, arch):
+    math = {**GEMMS, **OTHERS}[case]
+    products = [k for k in compiled(arch, case in QUICK)[case] if k["kernel"] != "add_splits"]
+    assert products
+    for kernel in products:
+        assert having(kernel["loop"], INSTRUCTIONS[arch][math]), kernel
+        assert having(kernel["loop"], "LDGSTS"), kernel
+        assert not having(kernel["loop"], "LDG.E"), kernel
+
+
+@pytest.mark.parametrize("case, arch", cases(GEMMS))
+def test_the_budget_of_every_tile(case, arch):
+    _, _, math, index = case.split()
+    tile = tiles.TILES[MATHS[math]][arch][int(index)]
+    for kernel in compiled(arch, case in QUICK)[case]:
+        if kernel["kernel"] != "add_splits":
+            assert kernel["registers"] <= tile.registers, (tile, kernel)
+            assert kernel["shared"] <= tile.shared << 10, (tile, kernel)
+
+
+@pytest.mark.parametrize("case, arch", cases(MEMORY))
+def test_kernels_bound_by_memory_read_rows_of_16_bytes(case, arch):
+    for kernel in compiled(arch, case in QUICK)[case]:
+        if kernel["kernel"] in ("add_strided", "max_pool_gather"):  # scattered by nature
+            continue
+        assert having(kernel["code"], "LDG.E.128"), kernel
+        assert kernel["registers"] <= 64, kernel
+
+
+def test_every_tile_fits_the_gpus_of_its_table():
+    """Registers and shared memory of two blocks on a multiprocessor; sm_86 and sm_89 run the table
+    of sm_80 with 99 KiB a block."""
+    for tables in tiles.TILES.values():
+        for arch, table in tables.items():
+            for tile in table:
+                assert tile.shared <= (99 if arch == 80 else 113)
+                assert 2 * 32 * tile.warps * tile.registers <= 64 << 10
