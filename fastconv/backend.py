@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from . import _C
 
-BACKENDS = ("cpu", "cuda", "triton")
+BACKENDS = ("cpu", "cuda", "triton")  # the first two in the order of csrc/plan.h
 # Backend -> the namespace of torch.ops that holds its raw ops, where it is not the device's own.
 NAMESPACES: dict[str, str] = {}
 _choice = threading.local()
@@ -31,6 +32,13 @@ def chosen(name: str | None) -> Iterator[None]:
         _choice.name = before
 
 
+def has_triton() -> bool:
+    """Whether the package triton is installed."""
+    if "triton" in sys.modules:
+        return sys.modules["triton"] is not None
+    return importlib.util.find_spec("triton") is not None
+
+
 def load_triton() -> None:
     """Registers the Triton backend.
 
@@ -39,11 +47,11 @@ def load_triton() -> None:
     """
     if "triton" in NAMESPACES:
         return
-    if importlib.util.find_spec("triton") is None:
+    if not has_triton():
         raise NotImplementedError(
             "fastconv's triton backend needs the package triton, which is not installed"
         )
-    from .triton import register
+    from .triton.register import register
 
     register()
     NAMESPACES["triton"] = "fastconv_triton"

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from . import _C
-from .ops.sizes import allows_tf32, conv_padding, pair
+from .backend import BACKENDS, has_triton
+from .ops.sizes import DTYPES, allows_tf32, conv_padding, conv_shape, pair
+from .triton import problem as triton
 
 DIRECTIONS = ("forward", "input_grad", "weight_grad")
-PLANNED = ("cpu", "cuda")  # in the order of csrc/plan.h
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of csrc/problem.h
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def explain(
     Args:
         input, weight: tensors or their sizes, (N, C, H, W) and (K, C / groups, R, S).
         direction: "forward", "input_grad" or "weight_grad".
-        backend: "cpu" or "cuda"; by default that of the input's device.
-        dtype: by default the input's, float32 for sizes. On CUDA, torch's switches say whether
+        backend: "cpu", "cuda" or "triton"; by default that of the input's device.
+        dtype: by default the input's, float32 for sizes. On a GPU, torch's switches say whether
             float32 is multiplied in tf32.
 
     Raises:
@@ -87,22 +87,21 @@ def explain(
     of_tensor = isinstance(input, torch.Tensor)
     backend = backend or (input.device.type if of_tensor else "cpu")
     dtype = dtype or (input.dtype if of_tensor else torch.float32)
-    if backend not in PLANNED:
-        raise ValueError(f"backend must be one of {', '.join(PLANNED)}, got {backend!r}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
     x, w = _sizes(input, "input"), _sizes(weight, "weight")
     stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
     pads = conv_padding(padding, (w[2], w[3]), stride, dilation)
-    rows = _C.explain(
-        x,
-        w,
-        [*stride, *pads, *dilation, groups],
-        DIRECTIONS.index(direction),
-        PLANNED.index(backend),
-        DTYPES.index(dtype),
-        allows_tf32(),
-    )
+    window = [*stride, *pads, *dilation, groups]
+    if backend == "triton":
+        shape = conv_shape(x, w, window)
+        p = triton.ConvProblem(*x, w[0], *w[2:], *shape[2:], *window, dtype, int(allows_tf32()))
+        rows = [(name, refuse(p, direction)) for name, refuse in triton.ROWS.items()]
+    else:
+        places = DIRECTIONS.index(direction), BACKENDS.index(backend), DTYPES.index(dtype)
+        rows = _C.explain(x, w, window, *places, allows_tf32())
     return Explanation(
         f"conv2d {direction} on {backend}, {dtype}: input {x}, weight {w}, stride {stride}, "
         f"padding {pads}, dilation {dilation}, groups {groups}",
@@ -118,7 +117,8 @@ def build_info() -> dict[str, str]:
         "algorithms (CPU)": " ".join(_C.algorithms(0)),
         "algorithms (CUDA)": " ".join(_C.algorithms(1)),
         "CUDA": "yes, forward only" if _C.cuda else "no: built without a CUDA toolkit (nvcc)",
-        "Triton": "no: this version has no Triton kernels",
+        "algorithms (Triton)": " ".join(triton.ROWS),
+        "Triton": "yes" if has_triton() else "no: the package triton is not installed",
     }
 
 

@@ -102,7 +102,7 @@ def test_ctrl_c_ends_with_130(monkeypatch, capsys):
         (["validate", "--dtype", "int8"], "int8"),
         (["validate", "--device", "abacus"], "--device abacus"),
         (["validate", "--device", "meta"], "must be cpu or cuda"),
-        (["validate", "--network", "lenet", "--backend", "triton"], "triton"),
+        (["validate", "--network", "lenet", "--backend", "abacus"], "abacus"),
         (["validate", "--checkpoint", "missing.pt"], "missing.pt"),
         (["validate", "--network", "lenet", "--json", "no/such/folder.json"], "cannot write"),
         (["predict", "--checkpoint", "missing.pt", "a.png"], "missing.pt"),

@@ -35,6 +35,44 @@ def test_every_row_of_cuda_has_a_problem_that_takes_it():
         assert backward.algorithm is None and "not written yet" in str(backward)
 
 
+TRITON_ROWS = {
+    "conv1x1": ((2, 8, 5, 6), (16, 8, 1, 1), {"stride": 2}, torch.float16),
+    "stem": ((1, 3, 15, 16), (8, 3, 7, 7), {"stride": 2, "padding": 3}, torch.bfloat16),
+    "depthwise": ((1, 8, 5, 6), (8, 1, 3, 3), {"groups": 8}, torch.float64),
+    "implicit_gemm": ((1, 3, 5, 6), (4, 3, 3, 3), {"padding": 1}, torch.float64),
+}
+
+
+def test_every_row_of_triton_has_a_problem_that_takes_it():
+    assert list(TRITON_ROWS) == fastconv.build_info()["algorithms (Triton)"].split()
+    for name, (x, w, keywords, dtype) in TRITON_ROWS.items():
+        for direction in ("forward", "weight_grad"):
+            answer = fastconv.explain(
+                x, w, backend="triton", dtype=dtype, direction=direction, **keywords
+            )
+            assert answer.algorithm == name, str(answer)
+
+
+@pytest.mark.parametrize(
+    "x, w, keywords, refused, reason",
+    [
+        ((1, 4, 5, 6), (4, 4, 1, 1), {"stride": 2, "direction": "input_grad"}, "conv1x1", "phase"),
+        ((1, 4, 5, 6), (4, 4, 1, 1), {"padding": 1}, "conv1x1", "outside"),
+        ((1, 16, 5, 6), (4, 8, 3, 3), {"groups": 2}, "depthwise", "GEMM"),
+        ((1, 16, 5, 6), (4, 16, 3, 3), {}, "depthwise", "single group"),
+        ((1, 5, 5, 6), (4, 5, 3, 3), {}, "stem", "more than 4"),
+        ((1, 4, 5, 6), (4, 4, 3, 3), {"dilation": 2}, "stem", "contiguous"),
+        ((1, 4, 5, 6), (4, 4, 3, 3), {"direction": "input_grad"}, "stem", "output channels"),
+        ((1, 4, 5, 6), (4, 4, 3, 3), {"dtype": torch.float64}, "stem", "copied"),
+        ((1, 4, 5, 60), (4, 4, 3, 33), {}, "stem", "longer"),
+        ((1, 4, 5, 6), (4, 2, 3, 3), {"groups": 2}, "stem", "groups"),
+    ],
+)
+def test_each_reason_of_triton(x, w, keywords, refused, reason):
+    answer = fastconv.explain(x, w, backend="triton", **keywords)
+    assert reason in {c.algorithm: c.refusal for c in answer.candidates}[refused]
+
+
 def test_odd_channels_are_direct_on_cuda_and_it_says_why():
     answer = fastconv.explain((1, 5, 7, 6), (9, 5, 3, 3), backend="cuda", dtype=torch.float16)
     assert answer.algorithm == "direct"
@@ -94,8 +132,6 @@ def test_explain_wants_a_known_direction_and_sizes_that_fit():
 
 def test_backend_is_checked():
     with fastconv.backend("cpu"):
-        pass
-    with pytest.raises(NotImplementedError, match="triton"), fastconv.backend("triton"):
         pass
     with pytest.raises(ValueError, match="tpu"), fastconv.backend("tpu"):
         pass

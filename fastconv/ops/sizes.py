@@ -152,7 +152,7 @@ def empty(like: Tensor, size: Sequence, dtype: torch.dtype | None = None) -> Ten
     )
 
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of csrc/problem.h
 
 
 def check_dtype(op: str, t: Tensor) -> None:

@@ -14,11 +14,12 @@ def combine(a, b, ACTIVATION: tl.constexpr, GRADIENT: tl.constexpr):
     """act(a + b); GRADIENT: a times act' at the output b."""
     if not GRADIENT:
         return activate(a + b, ACTIVATION)
-    if ACTIVATION == 1:
+    elif ACTIVATION == 1:
         return tl.where(b <= 0, 0.0, a)
-    if ACTIVATION == 2:
+    elif ACTIVATION == 2:
         return a * b * (1 - b)
-    return a
+    else:
+        return a
 
 
 @triton.jit

@@ -14,17 +14,16 @@ from .language import narrow, outputs_at, widen
 def window_of(p, size, outputs, k, stride, pad, ADAPTIVE: tl.constexpr, COUNT_PAD: tl.constexpr):
     """One axis of window p: its places [first, last) inside the input, and its divisor's factor."""
     if ADAPTIVE:
-        p = p.to(tl.int64)
-        first = p * size // outputs
-        last = ((p + 1) * size + outputs - 1) // outputs
+        first = p.to(tl.int64) * size // outputs
+        last = ((p.to(tl.int64) + 1) * size + outputs - 1) // outputs
         return first, last, last - first
-    origin = p * stride - pad
-    end = origin + k
-    first = tl.minimum(tl.maximum(origin, 0), size)
-    last = tl.maximum(tl.minimum(end, size), first)
-    if COUNT_PAD:
-        return first, last, tl.minimum(end, size + pad) - origin
-    return first, last, last - first
+    else:
+        origin = p * stride - pad
+        end = origin + k
+        first = tl.minimum(tl.maximum(origin, 0), size)
+        last = tl.maximum(tl.minimum(end, size), first)
+        counted = tl.minimum(end, size + pad) - origin if COUNT_PAD else last - first
+        return first, last, counted
 
 
 @triton.jit

@@ -15,9 +15,10 @@ def widen(x):
     """Storage to the arithmetic's type: float32, or float64."""
     if x.dtype == tl.float64:
         return x
-    if INTERPRETED and x.dtype == tl.bfloat16:
+    elif INTERPRETED and x.dtype == tl.bfloat16:
         return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    return x.to(tl.float32)
+    else:
+        return x.to(tl.float32)
 
 
 @triton.jit
@@ -28,7 +29,8 @@ def narrow(x, dtype: tl.constexpr):
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         kept = tl.where(x == x, rounded, (bits >> 16) | 0x40)  # NaN stays NaN
         return kept.to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    return x.to(dtype)
+    else:
+        return x.to(dtype)
 
 
 @triton.jit
@@ -37,9 +39,10 @@ def round_tf32(x):
     if INTERPRETED:
         bits = x.to(tl.int32, bitcast=True)
         return tl.where(x == x, (bits + 0x1000) & ~0x1FFF, bits).to(tl.float32, bitcast=True)
-    return tl.inline_asm_elementwise(
-        "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
-    )
+    else:
+        return tl.inline_asm_elementwise(
+            "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
 
 
 @triton.jit
@@ -47,15 +50,16 @@ def product(a, b, total, PRECISION: tl.constexpr):
     """total + a b, of tiles as they are stored."""
     if PRECISION == "tf32":
         return tl.dot(round_tf32(a), round_tf32(b), total, input_precision="tf32")
-    if PRECISION == "tf32x3":
+    elif PRECISION == "tf32x3":
         # Tensor cores round their sums toward zero: each product starts from zero and is added in
         # float32.
         return total + tl.dot(a, b, input_precision="tf32x3")
-    if PRECISION == "f64":
+    elif PRECISION == "f64":
         return tl.dot(a, b, total, out_dtype=tl.float64)
-    if INTERPRETED and a.dtype == tl.bfloat16:
+    elif INTERPRETED and a.dtype == tl.bfloat16:
         return tl.dot(widen(a), widen(b), total)
-    return tl.dot(a, b, total)
+    else:
+        return tl.dot(a, b, total)
 
 
 @triton.jit
