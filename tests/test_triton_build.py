@@ -7,7 +7,9 @@ Compiled in other processes (`triton_offline.py`), as this one interprets.
 
 from __future__ import annotations
 
+import fcntl
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 from fastconv.triton import tiles  # noqa: E402
 
@@ -50,24 +52,44 @@ OTHERS = {
     "forward 3 f16 3 24": "f16",
     "forward 3 f16 2 33": "f16",
 }
-MEMORY = ("depthwise f16", "pools f16", "adds f16", "depthwise f32", "pools f32", "adds f32")
+MEMORY = tuple(
+    f"{kernels} {dtype}"
+    for dtype in ("f16", "bf16", "f32")
+    for kernels in ("depthwise", "pools", "adds")
+)
 QUICK = {"forward 3 f16 0", "forward 1 f16 0", "input_grad 3 f16 1", "weight_grad 3 f16 0"}
-QUICK |= {"forward 3 tf32 0", "forward 3 f32 0", *OTHERS, *MEMORY[:3]}
+QUICK |= {"forward 3 tf32 0", "forward 3 f32 0", *OTHERS, *MEMORY[:2]}
 EVERY = [*GEMMS, *OTHERS, *MEMORY]
 
 
 @functools.cache
 def compiled(arch: int, quick: bool) -> dict[str, list[dict]]:
-    """Case -> the kernels that its launches compiled to."""
+    """Case -> the kernels that its launches compiled to; made once for each state of the sources."""
     names = [name for name in EVERY if (name in QUICK) == quick]
+    script = Path(__file__).with_name("triton_offline.py")
+    digest = hashlib.sha256(" ".join([triton.__version__, str(arch), *names]).encode())
+    for source in [script, *sorted(Path(tiles.__file__).parent.glob("*.py"))]:
+        digest.update(source.read_bytes())
+    folder = Path(__file__).parent.parent / "build" / "triton"
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{arch}-{'quick' if quick else 'slow'}"
+    made = folder / f"{stem}-{digest.hexdigest()[:16]}.json"
+    with open(folder / f"{stem}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            for old in folder.glob(f"{stem}-*.json"):
+                old.unlink()
+            made.write_text(compile_in_a_process(script, arch, names))
+    return {found["case"]: found["made"] for found in json.loads(made.read_text())}
+
+
+def compile_in_a_process(script: Path, arch: int, names: list[str]) -> str:
     kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     kept["PYTHONPATH"] = os.pathsep.join(sys.path)
-    script = Path(__file__).with_name("triton_offline.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(arch), *names], capture_output=True, text=True, env=kept
-    )
+    command = [sys.executable, str(script), str(arch), *names]
+    done = subprocess.run(command, capture_output=True, text=True, env=kept)
     assert done.returncode == 0, done.stderr
-    return {found["case"]: found["made"] for found in json.loads(done.stdout)}
+    return done.stdout
 
 
 def cases(names) -> list:
@@ -128,7 +150,7 @@ def test_kernels_bound_by_memory_read_rows_of_16_bytes(case, arch):
         if kernel["kernel"] in ("add_strided", "max_pool_gather"):  # scattered by nature
             continue
         assert having(kernel["code"], "LDG.E.128"), kernel
-        assert kernel["registers"] <= 64, kernel
+        assert kernel["registers"] <= (64 if "16" in case else 80), kernel
 
 
 def test_every_tile_fits_the_gpus_of_its_table():

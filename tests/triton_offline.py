@@ -129,8 +129,10 @@ def compile_cases(arch: int, names: list[str]) -> list[dict]:
     conv.device_of = lambda tensor: launch.Device(arch, SMS[arch])
     found = []
     with set_wrap_triton_enabled(False):
+        original = conv.tiles.choose_tile, conv.tiles.choose_splits
         for name in names:
             made.clear()
+            conv.tiles.choose_tile, conv.tiles.choose_splits = original
             CASES[name.split(" ")[0]](conv, pool, *name.split(" ")[1:])
             found.append({"case": name, "arch": arch, "made": list(made)})
     return found
@@ -237,10 +239,44 @@ def adds(conv, pool, math, channels="64"):
     add.activation_grad(x, x, x, 2)
 
 
+def problem(conv, pool, dtype, numbers):
+    """Every direction of a problem "n,c,h,w,k,r,s,sh,sw,ph,pw,dh,dw,g", small and odd."""
+    n, c, h, w, k, r, s, *window, groups = map(int, numbers.split(","))
+    sh, sw, ph, pw, dh, dw = window
+    x, dtype = torch.empty(n, c, h, w, dtype=DTYPES[dtype]), DTYPES[dtype]
+    weight = torch.empty(k, c // groups, r, s, dtype=dtype)
+    p, q = (h + 2 * ph - dh * (r - 1) - 1) // sh + 1, (w + 2 * pw - dw * (s - 1) - 1) // sw + 1
+    y, settings = torch.empty(n, k, p, q, dtype=dtype), (sh, sw, ph, pw, ph, pw, dh, dw, groups)
+    conv.conv2d(y, x, weight, weight[:, 0, 0, 0], y.clone(), *settings, 2, 0)
+    conv.conv2d_input_grad(x, y, weight, h, w, *settings, 0)
+    conv.conv2d_weight_grad(weight, x, y, r, s, *settings, 0)
+    conv.conv2d_bias_grad(weight[:, 0, 0, 0], y)
+
+
+def window(conv, pool, dtype, numbers):
+    """Every pooling of a problem "n,c,h,w,kh,kw,sh,sw,ph,pw,dh,dw", small and odd."""
+    n, c, h, w, *settings = map(int, numbers.split(","))
+    kh, kw, sh, sw, ph, pw, dh, dw = settings
+    p, q = (h + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (w + 2 * pw - dw * (kw - 1) - 1) // sw + 1
+    x, y = (torch.empty(n, c, *size, dtype=DTYPES[dtype]) for size in ((h, w), (p, q)))
+    pool.max_pool2d(y, x, *settings, 0)
+    for kind in (torch.uint8, torch.int32, torch.int64):
+        index = torch.empty_like(y, dtype=kind)
+        pool.max_pool2d_window((y, index), x, *settings, 0)
+        pool.max_pool2d_grad(x, y, index, h, w, *settings)
+        pool.max_pool2d_gather(y, x, index, h, w, *settings)
+    if dh == dw == 1:
+        for rule in ((0, 1, 0), (0, 0, 0), (0, 1, 3)):
+            pool.avg_pool2d(y, x, *settings[:6], *rule)
+            pool.avg_pool2d_grad(x, y, h, w, *settings[:6], *rule)
+    pool.adaptive_avg_pool2d(y, x, p, q)
+    pool.adaptive_avg_pool2d_grad(x, y, h, w)
+
+
 CASES = {
     function.__name__: function
     for function in (
-        forward, split, stem, input_grad, weight_grad, depthwise, pools, adds
+        forward, split, stem, input_grad, weight_grad, depthwise, pools, adds, problem, window
     )
 }  # fmt: skip
 

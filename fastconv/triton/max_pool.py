@@ -8,7 +8,7 @@ input looks at the windows that cover it, so nothing is added atomically.
 import triton
 import triton.language as tl
 
-from .language import INTERPRETED, narrow, outputs_at, widen
+from .language import narrow, outputs_at, widen
 
 
 @triton.jit
@@ -33,11 +33,12 @@ def max_pool(
     h, w = p * stride_h - pad_h, q * stride_w - pad_w
     row = x + n * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w
     places = row[:, None] + (c * tl.cast(x_c, tl.int64))[None, :]
-    NATIVE: tl.constexpr = INDEX == 0 and not (INTERPRETED and x.dtype.element_ty == tl.bfloat16)
-    if NATIVE:
-        best = tl.full((BM, BC), float("-inf"), x.dtype.element_ty)
-    else:
+    # Maxima of half types need no conversion, except bfloat16's, which tl.maximum widens.
+    WIDEN: tl.constexpr = INDEX != 0 or x.dtype.element_ty == tl.bfloat16
+    if WIDEN:
         best = widen(tl.full((BM, BC), 0, x.dtype.element_ty)) + float("-inf")
+    else:
+        best = tl.full((BM, BC), float("-inf"), x.dtype.element_ty)
     # The first tap inside the input, where every value is -inf.
     first_r = tl.maximum((dil_h - 1 - h) // dil_h, 0)
     first_s = tl.maximum((dil_w - 1 - w) // dil_w, 0)
@@ -50,17 +51,18 @@ def max_pool(
             reads = (row_in & (at_w >= 0) & (at_w < W))[:, None] & columns_in[None, :]
             at = tl.cast(r * dil_h, tl.int64) * x_h + tl.cast(s * dil_w, tl.int64) * x_w
             value = tl.load(places + at, mask=reads, other=float("-inf"))
-            if NATIVE:
+            if WIDEN:
+                value = widen(value)
+            if INDEX == 0:
                 best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
             else:
-                value = widen(value)
                 wins = (value > best) | (value != value)
                 best = tl.where(wins, value, best)
                 tap = tl.where(wins, r * S + s, tap)
     p, q = p.to(tl.int64), q.to(tl.int64)
     inside = valid[:, None] & columns_in[None, :]
     row = y + n * y_n + p * y_h + q * y_w
-    best = best if NATIVE else narrow(best, y.dtype.element_ty)
+    best = narrow(best, y.dtype.element_ty) if WIDEN else best
     tl.store(row[:, None] + (c * tl.cast(y_c, tl.int64))[None, :], best, mask=inside)
     if INDEX:
         empty = (h + first_r * dil_h >= H) | (w + first_s * dil_w >= W)

@@ -37,30 +37,32 @@ class Device(NamedTuple):
 TILES: dict[str, dict[int, tuple[Tile, ...]]] = {
     "half": {
         80: (
-            Tile(128, 128, 32, 4, 4, 255, 48),  # largest that does not spill with 4 warps
+            Tile(128, 128, 32, 4, 4, 255, 48),  # the largest that does not spill with 4 warps
             Tile(128, 64, 64, 4, 4, 255, 72),  # residual, phases and addresses fit as well
             Tile(64, 64, 64, 4, 4, 168, 48),  # few outputs: more blocks
             Tile(128, 32, 64, 4, 4, 168, 60),  # few output channels: no empty columns
         ),
         90: (
             Tile(128, 128, 64, 4, 3, 255, 96),
-            Tile(128, 64, 64, 4, 4, 255, 96),
-            Tile(64, 64, 64, 4, 4, 168, 64),
-            Tile(128, 32, 64, 4, 4, 168, 80),
+            Tile(128, 64, 64, 4, 4, 168, 96),
+            Tile(64, 64, 64, 4, 4, 96, 64),
+            Tile(128, 32, 64, 4, 4, 128, 80),
         ),
     },
+    # Operands are rounded in registers.
     "tf32": {
-        80: (Tile(128, 64, 32, 4, 3, 255, 72), Tile(64, 64, 32, 4, 3, 168, 48)),
-        90: (Tile(128, 64, 32, 4, 3, 255, 72), Tile(64, 64, 32, 4, 3, 168, 48)),
+        80: (Tile(128, 64, 32, 4, 3, 224, 48), Tile(64, 64, 32, 4, 3, 128, 32)),
+        90: (Tile(128, 64, 32, 4, 3, 200, 56), Tile(64, 64, 32, 4, 3, 128, 40)),
     },
-    # Three products and sums in float32 beside the tensor core's: small tiles.
+    # Three products, and sums in float32 beside the tensor core's: small tiles.
     "tf32x3": {
-        80: (Tile(64, 64, 16, 4, 3, 255, 24),),
-        90: (Tile(64, 64, 32, 4, 3, 255, 48),),
+        80: (Tile(64, 64, 16, 4, 3, 168, 24),),
+        90: (Tile(64, 64, 32, 4, 3, 168, 56),),
     },
+    # Accumulators are twice as wide.
     "f64": {
-        80: (Tile(32, 32, 16, 4, 3, 255, 24),),
-        90: (Tile(32, 32, 16, 4, 3, 255, 24),),
+        80: (Tile(32, 32, 16, 4, 3, 96, 16),),
+        90: (Tile(32, 32, 16, 4, 3, 96, 16),),
     },
 }
 
