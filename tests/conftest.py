@@ -3,6 +3,7 @@
 A run of the whole suite fails if a planner row or register tile never ran in it.
 """
 
+import collections
 import contextlib
 import os
 import sys
@@ -107,3 +108,8 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.write_line(f"{sum(found.values())} of {len(found)} kernel rows and tiles ran")
     for name in missing:
         terminalreporter.write_line(f"never ran: {name}", red=True)
+    # A skip's report holds (file, line, reason).
+    reasons = collections.Counter(r.longrepr[2] for r in terminalreporter.stats.get("skipped", ()))
+    terminalreporter.write_line(f"{sum(reasons.values())} tests skipped")
+    for reason, count in reasons.items():
+        terminalreporter.write_line(f"{count}: {reason}")

@@ -64,7 +64,7 @@ EVERY = [*GEMMS, *OTHERS, *MEMORY]
 
 @functools.cache
 def compiled(arch: int, quick: bool) -> dict[str, list[dict]]:
-    """Case -> the kernels that its launches compiled to; made once for each state of the sources."""
+    """Case -> the kernels its launches compiled to; made once for each state of the sources."""
     names = [name for name in EVERY if (name in QUICK) == quick]
     script = Path(__file__).with_name("triton_offline.py")
     digest = hashlib.sha256(" ".join([triton.__version__, str(arch), *names]).encode())
