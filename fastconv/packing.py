@@ -18,13 +18,25 @@ from torch.autograd import forward_ad
 
 from . import _C  # noqa: F401  registers torch.ops.fastconv
 from .backend import current_backend
-from .ops.sizes import activation_code, autocast_enabled, conv_padding, pair
+from .ops.sizes import (
+    activation_code,
+    autocast_enabled,
+    conv_padding,
+    conv_shape,
+    empty,
+    pair,
+)
 
 _pack = torch.ops.fastconv.conv2d_pack.default
 _packed = torch.ops.fastconv.conv2d_packed.default
 _HEAD = 64  # elements that say what is packed: csrc/cpu/conv.cpp
 _PROBLEMS = 64  # remembered by a layer; those that agree in their head share one tensor
 _caches: weakref.WeakSet[WeightCache] = weakref.WeakSet()
+
+
+@torch.library.register_fake("fastconv::conv2d_packed")
+def _packed_fake(input, weight, packed, bias, residual, *settings):
+    return empty(input, conv_shape(input.shape, weight.shape, settings[:9]))
 
 
 def _limit() -> int:

@@ -136,6 +136,15 @@ def test_weights_of_another_problem_are_refused():
         torch.ops.fastconv.conv2d_packed(x, conv.weight, packed, None, None, *window, 0)
 
 
+def test_opcheck():
+    conv, x = layer().requires_grad_(False), torch.randn(1, 16, 9, 11)
+    window = (1, 1, 1, 1, 1, 1, 1, 1, 1)
+    packed = torch.ops.fastconv.conv2d_pack(conv.weight, 1, 9, 11, *window)
+    residual = torch.randn(1, 24, 9, 11)
+    arguments = (x, conv.weight, packed, conv.bias, residual, *window, 1)
+    torch.library.opcheck(torch.ops.fastconv.conv2d_packed.default, arguments)
+
+
 def test_eight_threads_share_a_layer():
     conv = layer()
     inputs = [torch.randn(1, 16, 9 + i % 3, 11) for i in range(40)]

@@ -86,6 +86,42 @@ inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t ro
   mark_tiles<T>(ran, false, narrow);
 }
 
+// Whether a panel's outputs may go from registers to y: sums of one chunk, rows of whole vectors.
+template <class S>
+inline bool stores_tiles(const Blocking& b, const PanelStore<S>& to, int64_t cols) {
+  return b.chunk_blocks == 1 && cols >= 4 * kTile && to.lanes == kPanel<Compute<S>> &&
+         to.y_k == 1 && !to.residual && to.activation != Activation::sigmoid;
+}
+
+template <class S>
+inline void store_tiles(const TapConv& job, const Slab<Compute<S>>& slab, int64_t rows,
+                        int64_t cols, const Run* runs, int64_t run_count, const Compute<S>* w,
+                        const PanelStore<S>& to, int64_t p0, int64_t q0) {
+  typedef Compute<S> T;
+  constexpr int L = kPanel<T>;
+  const int64_t step = job.stride_w * slab.w;
+  T bias[L], acc[kTile * L];
+  for (int k = 0; k < L; ++k) bias[k] = to.bias ? widen(to.bias[k * to.bias_s]) : T(0);
+  uint64_t ran = 0;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < cols; j += kTile) {
+      const T* x[kTile];
+      const int n = (int)min64(kTile, cols - j);
+      for (int k = 0; k < n; ++k) x[k] = slab.data + i * job.stride_h * slab.h + (j + k) * step;
+      S* y = to.y + (p0 + i) * to.y_p + (q0 + j) * to.y_q;
+      ran |= 1u << (n - 1);
+      if (n < kTile) {
+        fma_tile<T>(false, n, x, runs, run_count, w, acc, false);
+        store_panel<S>(to, acc, p0 + i, q0 + j, 1, n);
+      } else if (to.activation == Activation::relu) {
+        tile_to_channels<Activation::relu, S>(x, runs, run_count, w, bias, y, to.y_q);
+      } else {
+        tile_to_channels<Activation::none, S>(x, runs, run_count, w, bias, y, to.y_q);
+      }
+    }
+  mark_tiles<T>(ran, false, false);
+}
+
 // A task: (image, group, row block, column block, range of panels), panels fastest, so that
 // consecutive tasks of a thread share a slab.
 template <class S>
@@ -111,24 +147,36 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
     if (block != filled && taps) {
       const int64_t slab_h = slab_rows(rows, job.stride_h, job.rows);
       const int64_t slab_w = slab_rows(cols, job.stride_w, job.cols);
-      slab = make_slab((T*)scratch, job.C, slab_h, slab_w, b.planar);
-      fill_slab<S>(slab, (const S*)job.x + n * job.xs[0] + g * job.C * job.xs[1], job.xs, job.C,
-                   job.H, job.W, p0 * job.stride_h + job.rows.offset, slab_h,
-                   q0 * job.stride_w + job.cols.offset, slab_w, x_end);
+      const int64_t row0 = p0 * job.stride_h + job.rows.offset;
+      const int64_t col0 = q0 * job.stride_w + job.cols.offset;
+      const S* x = (const S*)job.x + n * job.xs[0] + g * job.C * job.xs[1];
+      const bool inside =
+          row0 >= 0 && row0 + slab_h <= job.H && col0 >= 0 && col0 + slab_w <= job.W;
+      if (sizeof(S) == sizeof(T) && inside && job.xs[1] == 1) {  // read where it lies
+        slab = {(T*)x + row0 * job.xs[2] + col0 * job.xs[3], 1, job.xs[2], job.xs[3]};
+      } else {
+        slab = make_slab((T*)scratch, job.C, slab_h, slab_w, b.planar);
+        fill_slab<S>(slab, x, job.xs, job.C, job.H, job.W, row0, slab_h, col0, slab_w, x_end);
+      }
       filled = block;
     }
     for (int64_t panel = first; panel < min64(first + b.panels, panels); ++panel) {
       const T* w = packed ? (const T*)packed + (g * panels + panel) * taps * job.C * L : nullptr;
       const bool narrow = is_narrow<T>(job.K - panel * L);
+      const PanelStore<S> to = panel_store<S>(job, n, g, panel);
+      const bool in_tiles = stores_tiles(b, to, cols);
       for (int64_t c0 = 0; c0 < job.C; c0 += b.chunk) {
         const int64_t cn = min64(b.chunk, job.C - c0);
         const int64_t run_count = make_runs(job, slab, c0, cn, runs);
         if (!packed) pack_weights<S>(job, {g, panel, c0, cn}, weights);
-        accumulate_block(job, slab, rows, cols, runs, run_count, packed ? w : weights, acc, c0 > 0,
-                         narrow);
+        const T* chunk = packed ? w : weights;
+        if (in_tiles)
+          store_tiles(job, slab, rows, cols, runs, run_count, chunk, to, p0, q0);
+        else
+          accumulate_block(job, slab, rows, cols, runs, run_count, chunk, acc, c0 > 0, narrow);
         w += packed ? taps * cn * L : 0;
       }
-      store_panel<S>(panel_store<S>(job, n, g, panel), acc, p0, q0, rows, cols);
+      if (!in_tiles) store_panel<S>(to, acc, p0, q0, rows, cols);
     }
   }
 }

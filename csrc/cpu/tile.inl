@@ -30,10 +30,9 @@ inline bool is_narrow(int64_t lanes) {
 }
 
 template <class T, int J, int V>
-__attribute__((noinline)) void fma_tile(const T* const* x, const Run* runs, int64_t run_count,
-                                        const T* w, T* acc, bool accumulate) {
+FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_count, const T* w,
+                              Vec<T> (&sums)[V][J]) {
   constexpr int W = kW<T>;
-  Vec<T> sums[V][J];
   const T* base[J];
 #pragma GCC unroll 6
   for (int j = 0; j < J; ++j) {
@@ -58,6 +57,14 @@ __attribute__((noinline)) void fma_tile(const T* const* x, const Run* runs, int6
       o += step;
     }
   }
+}
+
+template <class T, int J, int V>
+__attribute__((noinline)) void fma_tile(const T* const* x, const Run* runs, int64_t run_count,
+                                        const T* w, T* acc, bool accumulate) {
+  constexpr int W = kW<T>;
+  Vec<T> sums[V][J];
+  sum_tile<T, J, V>(x, runs, run_count, w, sums);
 #pragma GCC unroll 6
   for (int j = 0; j < J; ++j)
 #pragma GCC unroll 2
