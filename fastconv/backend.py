@@ -54,7 +54,6 @@ def load_triton() -> None:
     from .triton.register import register
 
     register()
-    NAMESPACES["triton"] = "fastconv_triton"
 
 
 @contextmanager

@@ -6,6 +6,7 @@ of smaller grids, as the interpreter is slow.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -278,8 +279,6 @@ def test_wrong_devices_and_backends():
 
 
 def python(code: str, **environment: str) -> str:
-    import os
-
     kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=kept | environment
@@ -324,6 +323,36 @@ with fastconv.backend("triton"):
 """)
     refused, nodes, shape = output.splitlines()
     assert "TRITON_INTERPRET=1" in refused and nodes == "2" and shape == "(2, 4, 7, 5)"
+
+
+CAPTURE = """
+import torch, fastconv, triton_offline
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+
+def record(graph, inputs):
+    names = [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
+    print(names.count("triton_kernel_wrapper_functional"), sum("fastconv" in n for n in names))
+    *_, last = graph.graph.nodes
+    sizes = [v.meta["val"].shape if isinstance(v, torch.fx.Node) else None for v in last.args[0]]
+    return make_boxed_func(lambda *args: [None if s is None else torch.zeros(s) for s in sizes])
+
+def block(x, w):
+    return fastconv.max_pool2d(fastconv.conv2d(x, w, padding=1, activation="relu"), 2)
+
+triton_offline.offline(90)
+x, w = (torch.ones(s, requires_grad=True) for s in ((2, 8, 9, 7), (16, 8, 3, 3)))
+with fastconv.backend("triton"):
+    y = torch.compile(block, fullgraph=True, backend=aot_autograd(fw_compiler=record))(x, w)
+    y.sum().backward()
+"""
+
+
+def test_compiled_graphs_hold_the_kernels_themselves():
+    """Convolution and pooling forward; the gradients of pooling, activation, input and weight, the
+    last with the kernel that adds its splits."""
+    output = python(CAPTURE, PYTHONPATH=os.pathsep.join(sys.path))
+    assert output.splitlines() == ["2 0", "5 0"]
 
 
 @pytest.mark.skipif(fastconv._C.cuda, reason="the CUDA kernels serve CUDA tensors")

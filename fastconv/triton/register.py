@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..backend import NAMESPACES
 from ..ops.registry import OPS
 from . import add, conv, pool
 from .launch import INTERPRETING
@@ -16,10 +17,13 @@ _library = torch.library.Library("fastconv_triton", "DEF")
 
 
 def register() -> None:
-    """Defines every op and its raw twin, once."""
+    """Defines every op and its raw twin, once, and makes them a backend."""
     for name, op in OPS.items():
         fill = next(getattr(m, name) for m in (conv, pool, add) if hasattr(m, name))
         _define(name, op.fake, fill)
+    NAMESPACES["triton"] = "fastconv_triton"
+    for op in OPS.values():
+        op.on("triton")  # now, since a compiled function cannot register it
 
 
 def _define(name: str, fake: Callable, fill: Callable) -> None:
