@@ -49,6 +49,10 @@ OTHERS = {
     "forward 3 f16 1 128 fused": "f16",
     "split 1 f16 2": "f16",
     "stem f16 1": "f16",
+    "planar f16 0 fused": "f16",
+    "planar tf32 0": "tf32",
+    "planar f32 0": "f32",
+    "planar f64 0": "f64",
     "forward 3 f16 3 24": "f16",
     "forward 3 f16 2 33": "f16",
 }
@@ -58,7 +62,8 @@ MEMORY = tuple(
     for kernels in ("depthwise", "pools", "adds")
 )
 QUICK = {"forward 3 f16 0", "forward 1 f16 0", "input_grad 3 f16 1", "weight_grad 3 f16 0"}
-QUICK |= {"forward 3 tf32 0", "forward 3 f32 0", *OTHERS, *MEMORY[:2]}
+QUICK |= {"forward 3 tf32 0", "forward 3 f32 0", *MEMORY[:2]}
+QUICK |= {name for name, math in OTHERS.items() if math == "f16"}
 EVERY = [*GEMMS, *OTHERS, *MEMORY]
 
 

@@ -64,6 +64,20 @@ def test_gradients_in_other_dtypes(case, dtype):
     compare_all(EVERY[case], dtype, "channels_last")
 
 
+PLANES = (2, 19, 4, 6, 33, 1, 1, (1, 1), (0, 0), (1, 1), 1)
+
+
+@pytest.mark.parametrize("dtype", test_conv.DTYPES, ids=str)
+def test_1x1_of_planes_copies_nothing(dtype, monkeypatch):
+    from fastconv.triton import conv
+
+    def refuse(*_, **__):
+        raise AssertionError("not the kernel of planes")
+
+    monkeypatch.setattr(conv, "_gemm", refuse)
+    compare_all(PLANES, dtype, "nchw")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", test_conv.DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -72,7 +86,8 @@ def test_gradients_in_every_dtype_and_layout(case, layout, dtype):
     compare_all(EVERY[case], dtype, layout)
 
 
-FUSED = ["16 bytes", "1x1 split", "split", "stem", "depthwise strided", "grouped gemm"]
+EVERY["planes"] = PLANES
+FUSED = ["planes", "16 bytes", "1x1 split", "split", "stem", "depthwise strided", "grouped gemm"]
 
 
 @pytest.mark.parametrize("layout, activation", [("nchw", "relu"), ("channels_last", "sigmoid")])

@@ -172,6 +172,17 @@ def forward(conv, pool, size, math, tile, channels="128", fused=None):
     conv.conv2d(torch.empty_like(x), x, w, bias, residual, *window, act, code)
 
 
+def planar(conv, pool, math, tile, fused=None):
+    """1x1 of NCHW tensors, forward and input gradient."""
+    with_tile(conv, tile)
+    dtype, code = arithmetic(math)
+    x, w = image(128, dtype).contiguous(), torch.empty(128, 128, 1, 1, dtype=DTYPES[dtype])
+    residual, act = (x, 1) if fused else (None, 0)
+    window = (1, 1, 0, 0, 0, 0, 1, 1, 1)
+    conv.conv2d(torch.empty_like(x), x, w, None, residual, *window, act, code)
+    conv.conv2d_input_grad(torch.empty_like(x), x, w, 28, 28, *window, code)
+
+
 def split(conv, pool, size, math, tile):
     """Partial sums, and the kernel that adds them."""
     (dtype, code), k = arithmetic(math), int(size)
@@ -276,7 +287,8 @@ def window(conv, pool, dtype, numbers):
 CASES = {
     function.__name__: function
     for function in (
-        forward, split, stem, input_grad, weight_grad, depthwise, pools, adds, problem, window
+        forward, planar, split, stem, input_grad, weight_grad, depthwise, pools, adds, problem,
+        window,
     )
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ from .launch import (
     device_of,
     is_wide,
     launch,
+    plane_unit,
     strides,
     unit,
 )
@@ -43,6 +44,9 @@ def conv2d(y, input, weight, bias, residual, *settings) -> None:
     bias = None if bias is None else bias.contiguous()
     if algorithm == "depthwise":
         _depthwise(p, input, weight, y, bias, residual, activation, gradient=False)
+        return
+    if algorithm == "conv1x1" and (by := plane_unit(p.strides, input, y, residual)):
+        _planar_gemm(p, input, weight, y, bias, residual, activation, by)
         return
     if not p.is_read_as_it_lies:
         input, out, residual = _rows(input), _rows_like(y), _optional(residual, _rows)
@@ -65,6 +69,9 @@ def conv2d_input_grad(dx, grad, weight, height, width, *settings) -> None:
     algorithm = plan(p, INPUT_GRAD)
     if algorithm == "depthwise":
         _depthwise(p, grad, weight, dx, None, None, 0, gradient=True)
+        return
+    if algorithm == "conv1x1" and (by := plane_unit(p.strides, grad, dx)):
+        _planar_gemm(p, grad, weight.transpose(0, 1), dx, None, None, 0, by)
         return
     out = dx
     if not p.is_read_as_it_lies:
@@ -208,7 +215,7 @@ def _gemm(p, x, w, y, bias, residual, activation, algorithm, gradient) -> None:
         launch(
             conv1x1, (blocks, 1, splits), y, x, w, out, *epilogue, p.N, depth // by,
             channels // y_by, *y.shape[2:], n, h * p.stride_h, w_ * p.stride_w, c, *places, each,
-            **constants,
+            C_UNIT=by, K_UNIT=y_by, PLANAR=False, **constants,
         )  # fmt: skip
     else:
         launch(
@@ -223,6 +230,26 @@ def _gemm(p, x, w, y, bias, residual, activation, algorithm, gradient) -> None:
             out, y, bias, residual, splits, (p.N, *y.shape[2:]), channels * p.G,
             strides(y), strides(residual), activation,
         )  # fmt: skip
+
+
+def _planar_gemm(p, x, w, y, bias, residual, activation, by) -> None:
+    """A 1x1 convolution of planes whose sizes and strides are multiples of `by`; w (K, C, 1, 1)."""
+    (n, channels, height, width), depth = y.shape, x.shape[1]
+    w, precision = w.flatten(1).contiguous(), tiles.precision_of(p.dtype, p.precision)
+    plane = height * width
+    tile = tiles.choose_tile(precision, device_of(y), n * plane, channels, depth, tiles.PLAIN)
+    c_by = math.gcd(16 // x.element_size(), depth)
+
+    def places(t):  # of n, h, w, c
+        return (0, 0, 0, 0) if t is None else (t.stride(0) // by, 0, 0, t.stride(1) // by)
+
+    launch(
+        conv1x1, (cdiv(plane, tile.BM) * cdiv(channels, tile.BN), n, 1), y, x, w, y, bias, residual,
+        n, depth // c_by, channels, 1, plane // by, *places(x), *places(y), *places(residual), 0,
+        UNIT=by, Y_UNIT=by, C_UNIT=c_by, K_UNIT=1, PLANAR=True, SPLIT=False,
+        EVEN_C=depth % tile.BK == 0, WIDE=False, PRECISION=precision, ACTIVATION=activation,
+        BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
 
 
 def _add_splits(partial, y, bias, residual, splits, rows, width, places, residual_places, act):

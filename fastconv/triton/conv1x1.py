@@ -1,7 +1,9 @@
 """1x1 convolution as a GEMM: outputs x output channels over c, strided or not.
 
 Rows past the last output read the last one's input instead of being masked, and the stride is in
-each row's pointer, so that the loop holds nothing but copies and products.
+each row's pointer, so that the loop holds nothing but copies and products. PLANAR: operands are
+planes of pixels (NCHW), read and written as such; a tile stays within one image, so that its pixels
+are next to each other.
 """
 
 import triton
@@ -17,31 +19,41 @@ def conv1x1(
     x, w, y, bias, residual, N, C, K, P, Q,
     x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c, residual_n, residual_h, residual_w, residual_c,
     steps_each,
-    UNIT: tl.constexpr, Y_UNIT: tl.constexpr, SPLIT: tl.constexpr, EVEN_C: tl.constexpr,
+    UNIT: tl.constexpr, Y_UNIT: tl.constexpr, C_UNIT: tl.constexpr, K_UNIT: tl.constexpr,
+    PLANAR: tl.constexpr, SPLIT: tl.constexpr, EVEN_C: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, ACTIVATION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """y[n,p,q,k] = act(sum_c x[n,p,q,c] w[k,c] + bias[k] + residual[n,p,q,k]).
 
-    x_h x_w are the input's strides times the convolution's. SPLIT: y is [split, N P Q, K] of
-    partial sums.
+    x_h x_w are the input's strides times the convolution's. PLANAR: P is 1 and Q the plane's pixels
+    in units of UNIT, as the strides of n and c are. SPLIT: y is [split, N P Q, K] of partial sums.
 
-    Grid: tiles of outputs x tiles of K; 1; splits of the depth.
+    Grid: tiles of outputs x tiles of K; 1, or images; splits of the depth.
     """
-    x_n, x_h, x_w, C = x_n * UNIT, x_h * UNIT, x_w * UNIT, C * UNIT
-    y_n, y_h, y_w, K = y_n * Y_UNIT, y_h * Y_UNIT, y_w * Y_UNIT, K * Y_UNIT
+    C, K = C * C_UNIT, K * K_UNIT
+    x_n, x_h, x_w = x_n * UNIT, x_h * UNIT, x_w * UNIT
+    y_n, y_h, y_w = y_n * Y_UNIT, y_h * Y_UNIT, y_w * Y_UNIT
     residual_n, residual_h, residual_w = (
         residual_n * Y_UNIT, residual_h * Y_UNIT, residual_w * Y_UNIT,
     )  # fmt: skip
     tiles_k = tl.cdiv(K, BN)
     tile, part = tl.program_id(0), tl.program_id(2)
-    n, p, q = outputs_at(tile // tiles_k, N, P, Q, BM, WIDE)
-    valid = n < N
-    p, q = p.to(tl.int64), q.to(tl.int64)
-
     depth = tl.arange(0, BK)
     k = (tile % tiles_k) * BN + tl.arange(0, BN)
-    row = tl.minimum(n, N - 1) * x_n + p * x_h + q * x_w
+    if PLANAR:
+        Q, x_c, y_c, residual_c = Q * UNIT, x_c * UNIT, y_c * Y_UNIT, residual_c * Y_UNIT
+        n = tl.program_id(1).to(tl.int64)
+        place = (tile // tiles_k) * BM + tl.arange(0, BM)
+        valid = place < Q
+        row, y_row, residual_row = n * x_n + place, n * y_n + place, n * residual_n + place
+    else:
+        n, p, q = outputs_at(tile // tiles_k, N, P, Q, BM, WIDE)
+        valid = n < N
+        p, q = p.to(tl.int64), q.to(tl.int64)
+        row = tl.minimum(n, N - 1) * x_n + p * x_h + q * x_w
+        y_row = n * y_n + p * y_h + q * y_w
+        residual_row = n * residual_n + p * residual_h + q * residual_w
     x_tile = x + row[:, None] + (depth * tl.cast(x_c, tl.int64))[None, :]  # [BM, BK]
     w_tile = w + (tl.minimum(k, K - 1).to(tl.int64) * C)[None, :] + depth[:, None]  # [BK, BN]
 
@@ -55,11 +67,16 @@ def conv1x1(
         c0 = i * BK
         x_at = tl.cast(c0, tl.int64) * x_c
         if EVEN_C:
-            a = tl.load(x_tile + x_at)
             b = tl.load(w_tile + c0)
         else:
-            a = tl.load(x_tile + x_at, mask=(depth < C - c0)[None, :], other=0.0)
             b = tl.load(w_tile + c0, mask=(depth < C - c0)[:, None], other=0.0)
+        if PLANAR:
+            reads = valid[:, None] & (depth < C - c0)[None, :]
+            a = tl.load(x_tile + x_at, mask=reads, other=0.0)
+        elif EVEN_C:
+            a = tl.load(x_tile + x_at)
+        else:
+            a = tl.load(x_tile + x_at, mask=(depth < C - c0)[None, :], other=0.0)
         acc = product(a, b, acc, PRECISION)
 
     columns_in = k < K
@@ -68,8 +85,6 @@ def conv1x1(
         store_partial(acc, y, part, tile // tiles_k, outputs, k, K, columns_in, BM)
     else:
         store_outputs(
-            acc, y, bias, residual,
-            n * y_n + p * y_h + q * y_w, y_c,
-            n * residual_n + p * residual_h + q * residual_w, residual_c,
-            k, valid, columns_in, ACTIVATION,
+            acc, y, bias, residual, y_row, y_c, residual_row, residual_c, k, valid, columns_in,
+            ACTIVATION,
         )  # fmt: skip

@@ -63,6 +63,24 @@ def unit(tensor: Tensor | None, channels: int, *more: Tensor | None) -> int:
     return math.gcd(widest, *numbers)
 
 
+def plane_unit(strides: tuple[int, int], *tensors: Tensor | None) -> int:
+    """The same of planes of pixels (NCHW): in their size, and in the strides of n and c.
+
+    0 where they are none, or not worth it: strided, rows of channels, of units under 8 bytes.
+    """
+    operands = [t for t in tensors if t is not None]
+    (n, _, h, w), size = operands[0].shape, operands[0].element_size()
+    numbers = [h * w]
+    for t in operands:
+        by_n, by_c, by_h, by_w = t.stride()
+        dense = (w == 1 or by_w == 1) and (h == 1 or by_h == w) and by_c >= h * w
+        if strides != (1, 1) or not dense or h * w >= 1 << 30:
+            return 0
+        numbers += [by_n if n > 1 else 0, by_c]
+    by = math.gcd(16 // size, *numbers)
+    return by if by * size >= 8 else 0
+
+
 def strides(tensor: Tensor | None, by: int = 1) -> tuple[int, int, int, int]:
     """Those of n, h and w, in units of `by` elements, and of c."""
     if tensor is None:

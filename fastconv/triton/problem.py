@@ -37,6 +37,10 @@ class ConvProblem(NamedTuple):
     precision: int
 
     @property
+    def strides(self) -> tuple[int, int]:
+        return self.stride_h, self.stride_w
+
+    @property
     def is_read_as_it_lies(self) -> bool:
         """Whether operands are not copied into rows of channels for tensor cores."""
         return self.dtype == torch.float64 or self.N * self.H * self.W >= 1 << 31
