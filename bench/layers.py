@@ -19,8 +19,8 @@ from collections.abc import Callable
 import torch
 
 from common import COLUMNS, LAYOUTS, TITLES, gains, geometric_mean, measure, parser, work
+from fastconv.gpus import conv_work
 from fastconv.testing.layers import LAYERS, Layer
-from fastconv.testing.reference import conv_pads, conv_sizes, pair
 
 
 def build(engine: str, request: dict) -> Callable[[], object]:
@@ -52,11 +52,8 @@ def build(engine: str, request: dict) -> Callable[[], object]:
 
 
 def floating_operations(layer: Layer, batch: int, direction: str) -> int:
-    """2 N K P Q C/G R S of the direct algorithm, twice that for both gradients."""
-    kernel, dilation = (layer.R, layer.S), pair(layer.dilation)
-    pads = conv_pads(layer.padding, kernel, dilation)
-    p, q = conv_sizes((layer.H, layer.W), kernel, pair(layer.stride), pads, dilation)
-    forward = 2 * batch * layer.K * p * q * layer.C // layer.groups * layer.R * layer.S
+    """Of the direct algorithm, twice that for both gradients."""
+    forward, _ = conv_work(*layer.sizes(batch), element=0)
     return forward if direction == "forward" else 2 * forward
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..ops.sizes import conv_padding, conv_shape, pair
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -37,6 +39,14 @@ class Layer:
         stride = f"/{self.stride}" if self.stride > 1 else ""
         network = next(iter(self.networks))
         return f"{network} {self.R}x{self.S}{stride} {self.C}->{self.K} @{self.W}"
+
+    def sizes(self, batch: int) -> tuple[list[int], list[int], list[int]]:
+        """Those of input, weight and output."""
+        x = [batch, self.C, self.H, self.W]
+        w = [self.K, self.C // self.groups, self.R, self.S]
+        stride, dilation = pair(self.stride, "stride"), pair(self.dilation, "dilation")
+        pads = conv_padding(self.padding, (self.R, self.S), stride, dilation)
+        return x, w, conv_shape(x, w, (*stride, *pads, *dilation, self.groups))
 
 
 def _googlenets(count: int, **others: int) -> dict[str, int]:

@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# Everything that needs an NVIDIA GPU, in steps of under nine minutes each.
+set -uo pipefail
+
+usage() {
+  cat <<'END'
+usage: bench/gpu.sh OUT [STEP...]
+
+Builds fastconv in place for this GPU alone (where the sources changed), then runs the steps, by
+default all in this order, and writes what they find into the folder OUT as it comes:
+
+  test      pytest tests/test_gpu.py                                     OUT/test.txt
+  layers    every layer beside torch and cuDNN (bench/gpu_layers.py)     OUT/layers.json, .txt
+  networks  the networks whole (bench/gpu_networks.py)                   OUT/networks.json, .txt
+  sanitize  compute-sanitizer's memcheck and racecheck on a small grid   OUT/memcheck.txt, …
+
+A step is stopped after nine minutes; layers and networks stop by themselves before, and go on
+where they ended when run again with the same OUT. OUT/steps.json says what became of each step.
+It needs torch with CUDA, triton, pybind11, pytest and a CUDA toolkit (nvcc; compute-sanitizer).
+
+environment: PYTHON (python3), LIMIT (seconds of a step, 530), FASTCONV_CUDA_ARCHS (this GPU's)
+exit status: 0 all steps passed, 1 one failed, 2 wrong use or no GPU
+END
+}
+
+case "${1:-}" in
+  -h | --help) usage; exit 0 ;;
+  "" | -*) usage >&2; exit 2 ;;
+esac
+mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
+shift
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+python=${PYTHON:-python3}
+limit=${LIMIT:-530}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+all=(test layers networks sanitize)
+[ $# -gt 0 ] || set -- "${all[@]}"
+for step; do
+  case " ${all[*]} " in
+    *" $step "*) ;;
+    *) echo "bench/gpu.sh: no step $step; steps are ${all[*]}" >&2; exit 2 ;;
+  esac
+done
+
+capability=$("$python" -c '
+import torch
+if not torch.cuda.is_available():
+    raise SystemExit(f"bench/gpu.sh: torch {torch.__version__} finds no NVIDIA GPU here")
+print("%d%d" % torch.cuda.get_device_capability())') || exit 2
+[ "$capability" = 90 ] && capability=90a
+export FASTCONV_CUDA=1 FASTCONV_CUDA_ARCHS=${FASTCONV_CUDA_ARCHS:-$capability}
+
+started=$SECONDS # the build is part of the first step's nine minutes
+stamp=build/gpu.stamp
+state=$({ find csrc setup.py -type f -print0 | sort -z | xargs -0 sha256sum
+  echo "$FASTCONV_CUDA_ARCHS"; "$python" -c 'import sys, torch; print(sys.version, torch.__version__)'
+} | sha256sum)
+if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
+  rm -f "$stamp"
+  echo "building for sm_$FASTCONV_CUDA_ARCHS"
+  if ! timeout -k 10 "$limit" "$python" setup.py build_ext --inplace >"$out/build.txt" 2>&1; then
+    tail -20 "$out/build.txt" >&2
+    echo "bench/gpu.sh: the build failed: $out/build.txt" >&2
+    exit 1
+  fi
+  mkdir -p build && echo "$state" >"$stamp"
+fi
+
+limited() { timeout -k 10 "$((limit - (SECONDS - started)))" "$@"; }
+tests=("$python" -m pytest -q -p no:cacheprovider -o addopts= tests/test_gpu.py)
+
+step_test() { limited "${tests[@]}"; }
+step_layers() { bench layers; }
+step_networks() { bench networks; }
+bench() { # stops by itself where time for one more row is left
+  limited "$python" "bench/gpu_$1.py" --seconds "$((limit - (SECONDS - started) - 45))" \
+    --json "$out/$1.json"
+}
+
+step_sanitize() { # every tensor is an allocation of its own, or memcheck would see one large block
+  local sanitizer tool failed=0
+  sanitizer=$(find_sanitizer) || {
+    echo "no compute-sanitizer, which comes with the CUDA toolkit: set CUDA_HOME"
+    return 1
+  }
+  for tool in memcheck racecheck; do
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited "$sanitizer" --tool "$tool" --error-exitcode 9 \
+      --kernel-name kns=fastconv --log-file "$out/$tool.txt" "${tests[@]}" -k small || failed=1
+    echo "$tool: $(tail -n 1 "$out/$tool.txt")"
+  done
+  return $failed
+}
+find_sanitizer() {
+  local home
+  for home in "${CUDA_HOME:-}" "${CUDA_PATH:-}" /usr/local/cuda; do
+    [ -x "$home/bin/compute-sanitizer" ] && echo "$home/bin/compute-sanitizer" && return
+  done
+  command -v compute-sanitizer
+}
+
+failed=0
+report=
+for step; do
+  echo "== $step"
+  "step_$step" 2>&1 | tee "$out/$step.txt"
+  status=${PIPESTATUS[0]}
+  [ "$status" -eq 0 ] || failed=1
+  report+="${report:+, }{\"step\": \"$step\", \"status\": $status, \"seconds\": $((SECONDS - started))}"
+  echo "[$report]" >"$out/steps.json.part" && mv "$out/steps.json.part" "$out/steps.json"
+  started=$SECONDS
+done
+echo "== steps; status 124: stopped by the time limit"
+cat "$out/steps.json"
+exit $failed
