@@ -8,6 +8,7 @@ import mmap
 import pytest
 import torch
 import torch.nn.functional as F
+from conv_cases import CASES, DTYPES, LAYOUTS, make, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,54 +17,6 @@ from fastconv import _C
 from fastconv.explain import DIRECTIONS
 from fastconv.ops import conv as conv_ops
 from fastconv.testing.compare import FACTOR, assert_good, factor_of
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# (N, C, H, W, K, R, S, stride, padding, dilation, groups): every algorithm row, panels that are
-# not full, tiles of every width, taps outside the image, phases of the input gradient without tap.
-CASES = {
-    "direct 3x3": (2, 5, 9, 13, 37, 3, 3, (1, 1), (1, 1), (1, 1), 1),
-    "direct planar chunks": (1, 33, 12, 17, 11, 3, 3, (1, 1), (1, 1), (1, 1), 1),
-    "direct many channels": (1, 130, 7, 6, 48, 3, 2, (1, 1), (1, 1), (1, 1), 1),
-    "stem": (1, 3, 31, 27, 20, 7, 5, (2, 3), (3, 2), (1, 1), 1),
-    "strided, dilated": (2, 6, 17, 19, 10, 3, 2, (3, 2), (2, 1), (2, 3), 1),
-    "stride past the kernel": (1, 4, 11, 14, 9, 1, 2, (3, 4), (0, 0), (1, 1), 1),
-    "one row": (3, 9, 1, 25, 8, 1, 3, (1, 1), (0, 1), (1, 1), 1),
-    "wide": (1, 2, 3, 450, 5, 3, 3, (1, 1), (1, 1), (1, 1), 1),
-    "grouped": (2, 12, 8, 11, 18, 3, 3, (1, 2), (1, 1), (1, 1), 3),
-    "1x1": (2, 19, 7, 9, 33, 1, 1, (1, 1), (0, 0), (1, 1), 1),
-    "1x1 strided": (2, 19, 7, 9, 33, 1, 1, (2, 3), (0, 0), (1, 1), 1),
-    "1x1 padded": (1, 4, 5, 6, 7, 1, 1, (2, 1), (1, 2), (1, 1), 1),
-    "winograd 4x4": (2, 20, 13, 18, 37, 3, 3, (1, 1), (1, 1), (1, 1), 1),
-    "winograd 4x4 images": (5, 12, 7, 9, 16, 3, 3, (1, 1), (1, 0), (1, 1), 1),
-    "winograd 4x4 blocks": (1, 18, 33, 70, 13, 3, 3, (1, 1), (0, 2), (1, 1), 1),
-    "winograd 4x4 chunks": (1, 270, 9, 10, 12, 3, 3, (1, 1), (1, 1), (1, 1), 1),
-    "winograd 2x2": (1, 17, 6, 7, 40, 3, 3, (1, 1), (1, 1), (1, 1), 1),
-    "winograd 5x5": (1, 19, 11, 14, 33, 5, 5, (1, 1), (2, 1), (1, 1), 1),
-    "winograd 5x5 gradient": (3, 12, 14, 13, 13, 5, 5, (1, 1), (2, 2), (1, 1), 1),
-    "winograd groups": (1, 26, 8, 11, 24, 3, 3, (1, 1), (1, 1), (1, 1), 2),
-    "depthwise": (2, 35, 9, 11, 35, 3, 3, (1, 1), (1, 1), (1, 1), 35),
-    "depthwise strided": (1, 18, 12, 23, 18, 5, 3, (2, 3), (2, 1), (1, 2), 18),
-    "depthwise multiplier": (2, 4, 9, 7, 12, 3, 2, (1, 2), (1, 0), (1, 1), 4),
-}
-LAYOUTS = {
-    "nchw": lambda t: t.contiguous(),
-    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
-    "sliced": lambda t: torch.stack([t, t], -1).flatten(-2)[..., ::2],
-    "transposed": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
-}
-
-
-def values(size, generator, dtype):
-    """Normal values; small whole numbers in float64, so that the float64 truth is exact."""
-    t = torch.randn(size, generator=generator, dtype=torch.float64)
-    return (8 * t).round() if dtype == torch.float64 else t.to(dtype)
-
-
-def make(case, dtype, layout="nchw", seed=0):
-    n, c, h, w, k, r, s, stride, padding, dilation, groups = case
-    g = torch.Generator().manual_seed(seed)
-    x, wt, b = (values(size, g, dtype) for size in ((n, c, h, w), (k, c // groups, r, s), (k,)))
-    return LAYOUTS[layout](x), wt, b, (stride, padding, dilation, groups)
 
 
 def gradients(function, x, w, b, window, dy):

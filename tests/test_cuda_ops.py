@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from conv_cases import CASES, DTYPES, KERNELS, LAYOUTS, make, values
 from emulator.ops import emulated_cuda
-from test_conv import CASES, DTYPES, LAYOUTS, make, values
 
 import fastconv
 from fastconv.models import alexnet, lenet, nin, vgg16
@@ -42,18 +42,6 @@ def forward(case, dtype, layout, activation=None, fused=False):
 @pytest.mark.parametrize("case", CASES)
 def test_conv2d(case, layout, dtype):
     forward(CASES[case], dtype, layout)
-
-
-# What runs: a part of the kernel's name, and a problem (as CASES) and dtype that it takes.
-KERNELS = {
-    "conv1x1_f16": ((2, 24, 7, 9, 40, 1, 1, (2, 1), (0, 0), (1, 1), 1), torch.float16),
-    "conv_implicit_gemm_bf16": ((1, 16, 9, 7, 24, 3, 3, (1, 2), (1, 1), (1, 1), 1), torch.bfloat16),
-    "conv_implicit_gemm_f32": ((1, 12, 9, 7, 24, 3, 2, (1, 1), (1, 0), (2, 1), 1), torch.float32),
-    "conv_stem_bf16": ((2, 3, 19, 23, 40, 7, 5, (2, 2), (3, 2), (1, 1), 1), torch.bfloat16),
-    "conv_stem_f32": ((1, 1, 9, 17, 6, 5, 5, (1, 1), (2, 2), (1, 1), 1), torch.float32),
-    "conv_depthwise": ((1, 24, 9, 7, 24, 3, 3, (1, 2), (1, 1), (1, 1), 24), torch.float16),
-    "conv_direct": ((1, 5, 9, 7, 6, 3, 3, (1, 1), (1, 1), (1, 1), 1), torch.float64),
-}
 
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])

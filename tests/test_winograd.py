@@ -5,9 +5,10 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from conv_cases import LAYOUTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_conv import LAYOUTS, compare_all
+from test_conv import compare_all
 
 import fastconv
 from fastconv.testing.compare import assert_good, factor_of
