@@ -18,7 +18,8 @@ import test_pool
 import torch
 import torch.nn.functional as F
 from conftest import interpreted_triton
-from test_conv import CASES, LAYOUTS, compare_all, gradients, make, values
+from conv_cases import CASES, LAYOUTS, make, values
+from test_conv import compare_all, gradients
 from test_cuda_ops import PARTS
 
 import fastconv
