@@ -37,8 +37,10 @@ const char* refuse_winograd(const ConvProblem& p, const Capabilities&, Direction
     return "outputs that read padding only would round away the others";
   if (p.C / p.G < 12 || p.K / p.G < 12) return "too few channels per group to pay its transforms";
   if (p.N * p.P * p.Q < 16 || p.N * p.H * p.W < 16) return "too few pixels to pay for its weights";
+  if (p.H < p.R || p.W < p.S || p.P < p.R || p.Q < p.S)
+    return "on so small a map most taps read padding, which its rounding does not know";
   // Of 49 to 196 pixels its error was 8.3 to 8.5 times that of a direct sum, of 729 5.2 times.
-  if (direction == Direction::weight_grad && p.R == 5 && p.N * p.P * p.Q < 512)
+  if (direction == Direction::weight_grad && p.R == 5 && p.P * p.Q < 512)
     return "its 5x5 weight gradient is too coarse for so short a sum";
   return nullptr;
 }

@@ -102,3 +102,21 @@ def test_torchs_own_tolerance_holds(taps, channels):
     w = torch.randn(32, channels, taps, taps) / (channels * taps * taps) ** 0.5
     truth = F.conv2d(x.double(), w.double(), padding=taps // 2).float()
     torch.testing.assert_close(fastconv.conv2d(x, w, padding=taps // 2), truth)
+
+
+def test_a_weight_gradient_of_several_segments():
+    """More transformed operands than are kept at once; bitwise the same for any threads."""
+    g = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(2, 40, 190, 150, generator=g) for _ in range(2))
+    truth = torch.nn.grad.conv2d_weight(x.double(), (40, 40, 3, 3), dy.double(), padding=1)
+    theirs = torch.nn.grad.conv2d_weight(x, (40, 40, 3, 3), dy, padding=1)
+    op = torch.ops.fastconv.conv2d_weight_grad_raw
+    before, runs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            runs.append(op(x, dy, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*runs)
+    assert_good(runs[0], theirs, truth, FLOAT, factor_of("weight_grad", x, (40, 40, 3, 3), 1, 1))
