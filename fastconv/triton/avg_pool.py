@@ -38,9 +38,12 @@ def avg_pool(
     x, y, N, C, H, W, P, Q, x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c,
     R, S, stride_h, stride_w, pad_h, pad_w, divisor,
     UNIT: tl.constexpr, ADAPTIVE: tl.constexpr, COUNT_PAD: tl.constexpr, WIDE: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr,
+    STEP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """y[n,p,q,c] = the mean of a window of at most R x S places. Grid: tiles of outputs x of C."""
+    """y[n,p,q,c] = the mean of a window of at most R x S places, STEP of a row at once.
+
+    Grid: tiles of outputs x tiles of C.
+    """
     x_n, x_h, x_w, C = x_n * UNIT, x_h * UNIT, x_w * UNIT, C * UNIT
     y_n, y_h, y_w = y_n * UNIT, y_h * UNIT, y_w * UNIT
     tiles = tl.cdiv(C, BC)
@@ -54,10 +57,12 @@ def avg_pool(
     acc = tl.zeros((BM, BC), tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32)
     for r in range(R):
         row_in = valid & (top + r < bottom)
-        for s in range(S):
-            reads = (row_in & (left + s < right))[:, None] & columns_in[None, :]
-            at = tl.cast(r, tl.int64) * x_h + tl.cast(s, tl.int64) * x_w
-            acc += widen(tl.load(places + at, mask=reads, other=0.0))
+        for s0 in range(0, S, STEP):
+            for ds in tl.static_range(STEP):  # loads under way together
+                s = s0 + ds
+                reads = (row_in & (left + s < right))[:, None] & columns_in[None, :]
+                at = tl.cast(r, tl.int64) * x_h + tl.cast(s, tl.int64) * x_w
+                acc += widen(tl.load(places + at, mask=reads, other=0.0))
     row = y + n * y_n + p.to(tl.int64) * y_h + q.to(tl.int64) * y_w
     mean = divide(acc, count_h[:, None], count_w[:, None], divisor)
     inside = valid[:, None] & columns_in[None, :]

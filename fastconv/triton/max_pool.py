@@ -16,12 +16,12 @@ def max_pool(
     x, y, index, N, C, H, W, P, Q,
     x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c, index_n, index_h, index_w, index_c,
     R, S, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,
-    UNIT: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr,
+    UNIT: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr, STEP: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """y[n,p,q,c] = max over r, s of x[n, p stride + r dil - pad, …, c]; NaN wins, else the first.
 
-    Grid: tiles of outputs x tiles of C.
+    STEP taps of a row at once. Grid: tiles of outputs x tiles of C.
     """
     x_n, x_h, x_w, C = x_n * UNIT, x_h * UNIT, x_w * UNIT, C * UNIT
     y_n, y_h, y_w = y_n * UNIT, y_h * UNIT, y_w * UNIT
@@ -46,19 +46,22 @@ def max_pool(
     for r in range(R):
         at_h = h + r * dil_h
         row_in = valid & (at_h >= 0) & (at_h < H)
-        for s in range(S):
-            at_w = w + s * dil_w
-            reads = (row_in & (at_w >= 0) & (at_w < W))[:, None] & columns_in[None, :]
-            at = tl.cast(r * dil_h, tl.int64) * x_h + tl.cast(s * dil_w, tl.int64) * x_w
-            value = tl.load(places + at, mask=reads, other=float("-inf"))
-            if WIDEN:
-                value = widen(value)
-            if INDEX == 0:
-                best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
-            else:
-                wins = (value > best) | (value != value)
-                best = tl.where(wins, value, best)
-                tap = tl.where(wins, r * S + s, tap)
+        for s0 in range(0, S, STEP):
+            for ds in tl.static_range(STEP):  # loads under way together
+                s = s0 + ds
+                at_w = w + s * dil_w
+                reads = row_in & (at_w >= 0) & (at_w < W) & (s < S)
+                reads = reads[:, None] & columns_in[None, :]
+                at = tl.cast(r * dil_h, tl.int64) * x_h + tl.cast(s * dil_w, tl.int64) * x_w
+                value = tl.load(places + at, mask=reads, other=float("-inf"))
+                if WIDEN:
+                    value = widen(value)
+                if INDEX == 0:
+                    best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
+                else:
+                    wins = (value > best) | (value != value)
+                    best = tl.where(wins, value, best)
+                    tap = tl.where(wins, r * S + s, tap)
     p, q = p.to(tl.int64), q.to(tl.int64)
     inside = valid[:, None] & columns_in[None, :]
     row = y + n * y_n + p * y_h + q * y_w

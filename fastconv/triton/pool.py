@@ -10,6 +10,7 @@ import torch
 from .avg_pool import avg_pool, avg_pool_grad, avg_pool_large
 from .launch import block, cdiv, is_wide, launch, strides, unit
 from .max_pool import max_pool, max_pool_gather, max_pool_grad
+from .tiles import taps_at_once
 
 LARGE = 64  # places from which on a window has a block of its own
 
@@ -36,7 +37,8 @@ def _max_pool(x, y, index, settings) -> None:
     launch(
         max_pool, (cdiv(n * p * q, bm) * cdiv(c, bc),), x, x, y, index, n, c // by, *x.shape[2:],
         p, q, *strides(x, by), *strides(y, by), *strides(index, by), *settings[:8],
-        UNIT=by, INDEX=_index_kind(index), WIDE=_wide(x, y, settings), BM=bm, BC=bc, num_warps=4,
+        UNIT=by, INDEX=_index_kind(index), WIDE=_wide(x, y, settings),
+        STEP=taps_at_once(settings[1]), BM=bm, BC=bc, num_warps=4,
     )  # fmt: skip
 
 
@@ -112,7 +114,7 @@ def _avg_pool(x, y, window, adaptive, count_pad, divisor) -> None:
     else:
         launch(
             avg_pool, (cdiv(n * p * q, bm) * cdiv(c, bc),), x, x, y, n, *places, *window, divisor,
-            WIDE=_wide(x, y, window), **constants,
+            WIDE=_wide(x, y, window), STEP=taps_at_once(window[1]), **constants,
         )  # fmt: skip
 
 

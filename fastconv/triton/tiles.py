@@ -116,3 +116,8 @@ def choose_splits(blocks: int, steps: int, device: Device, least: int = 8) -> in
     """Splits of a sum of `steps` steps over `blocks` blocks: about two blocks on each
     multiprocessor, each of at least `least` steps."""
     return max(1, min(2 * device.sms // max(blocks, 1), steps // least, 64))
+
+
+def taps_at_once(taps: int) -> int:
+    """How many loads of a window's row are under way together in kernels bound by memory."""
+    return taps if taps <= 5 else 4
