@@ -1,0 +1,39 @@
+"""docs/kernels.md holds what the sources say."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
+build = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build)
+
+
+def test_excerpts_roofline_and_picture_are_up_to_date():
+    page = build.PAGE.read_text()
+    assert page == build.filled(page), "python docs/build.py"
+    assert build.PICTURE.read_text() == build.draw(), "python docs/build.py"
+    assert len(build.EXCERPT.findall(page)) >= 5
+
+
+def test_an_excerpt_that_drifted_is_noticed():
+    page = build.PAGE.read_text()
+    found = build.EXCERPT.search(page)
+    drifted = page.replace(found[0], found[0].replace("run->step", "run->stride"))
+    assert drifted != page and build.filled(drifted) == page
+    with pytest.raises(ValueError, match="no line with 'no such line'"):
+        build.excerpt(found[1], "no such line", found[3])
+
+
+def test_the_roofline_is_arithmetic():
+    text = build.roofline(N=1, C=2, H=3, W=3, K=4, R=3, S=3)
+    flops, read_and_written = 2 * 4 * 9 * 2 * 9, 2 * (2 * 9 + 4 * 2 * 9 + 4 * 9)
+    assert f"{flops / read_and_written:.0f} FLOP per byte" in text
+
+
+def test_the_files_it_names_exist():
+    for name in re.findall(r"`((?:csrc|docs|tests|fastconv)/[\w/.]+)`", build.PAGE.read_text()):
+        assert (ROOT / name).exists(), name
