@@ -63,3 +63,11 @@ KERNELS = {
     "conv_depthwise": ((1, 24, 9, 7, 24, 3, 3, (1, 2), (1, 1), (1, 1), 24), torch.float16),
     "conv_direct": ((1, 5, 9, 7, 6, 3, 3, (1, 1), (1, 1), (1, 1), 1), torch.float64),
 }
+
+
+def more_channels_than_a_grid_has_rows():
+    """Input and weight of a valid problem that the stem's launcher refuses, 64 channels a row."""
+    return torch.randn(1, 1, 5, 6).half(), torch.randn(65535 * 64 + 8, 1, 3, 2).half()
+
+
+REFUSED = r"kernel conv_stem_f16_\S+ failed: more channels .*input \[1, 1, 5, 6\]"

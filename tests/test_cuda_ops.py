@@ -6,10 +6,21 @@ kernel runs, tf32, launches that fail, the networks.
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
-from conv_cases import CASES, DTYPES, KERNELS, LAYOUTS, make, values
+from conv_cases import (
+    CASES,
+    DTYPES,
+    KERNELS,
+    LAYOUTS,
+    REFUSED,
+    make,
+    more_channels_than_a_grid_has_rows,
+    values,
+)
 from emulator.ops import emulated_cuda
 
 import fastconv
@@ -51,6 +62,47 @@ def test_fused_in_the_kernel_that_is_meant(kernel, layout, activation):
     case, dtype = KERNELS[kernel]
     log = forward(case, dtype, layout, activation, fused=True)
     assert any(kernel in name for name in log), log
+
+
+def test_a_launch_that_fails_names_the_kernel_and_the_problem():
+    x, w = more_channels_than_a_grid_has_rows()
+    with (
+        emulated_cuda(),
+        pytest.raises(RuntimeError, match=REFUSED),
+    ):
+        fastconv.conv2d(x, w)
+
+
+def allocated(function, trace):
+    """Bytes of the tensors that a call makes; `trace` is a file for torch's profiler."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        function()
+    profile.export_chrome_trace(str(trace))
+    events = json.loads(trace.read_text())["traceEvents"]
+    return sum(max(e["args"]["Bytes"], 0) for e in events if e["name"] == "[memory]")
+
+
+def test_no_memory_but_the_output_and_split_k(tmp_path):
+    """Partial sums are float32, as many as there are splits, and the same on every call."""
+    whole = torch.randn(1, 16, 12, 9).half(), torch.randn(24, 16, 3, 3).half()
+    deep = torch.randn(1, 256, 4, 3).half(), torch.randn(32, 256, 3, 3).half()
+    for (x, w), splits in ((whole, False), (deep, True)):
+        x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
+        outputs = []
+
+        def call(x=x, w=w, outputs=outputs):
+            outputs.append(fastconv.conv2d(x, w, padding=1))
+
+        with emulated_cuda(gpu=(90, 132, 228 << 10)) as log:
+            used = allocated(call, tmp_path / "trace.json")
+            call()
+        y, again = outputs
+        assert torch.equal(y, again)
+        if splits:
+            parts, rest = divmod(used - y.nbytes, 4 * y.numel())
+            assert 1 < parts <= 32 and rest == 0 and "add_splits" in log
+        else:
+            assert used == y.nbytes and "add_splits" not in log
 
 
 def _downsampled(block, inputs, planes):
