@@ -5,6 +5,8 @@
 #include <chrono>
 
 #include "cpu/cpu.h"
+#include "cuda/conv_stem.h"
+#include "error.h"
 #include "plan.h"
 #include "tensor.h"
 
@@ -41,6 +43,36 @@ std::vector<std::pair<std::string, std::string>> explain_rows(const Sizes& input
                {static_cast<Backend>(backend), tf32}, static_cast<Direction>(direction)))
     rows.emplace_back(c.row->name, c.refusal ? c.refusal : "");
   return rows;
+}
+
+// What the CUDA planner computes for the forward pass on a GPU (arch, multiprocessors, bytes of
+// shared memory of each): tile, splits, waves and cycles; "" and 0 where it has no model of them.
+std::tuple<std::string, int, float, float> cuda_tile(const Sizes& input, const Sizes& weight,
+                                                     const Sizes& window, int dtype, bool tf32,
+                                                     std::array<int, 3> gpu) {
+  const ConvProblem p = problem(input, weight, window, static_cast<DType>(dtype));
+  const cuda::Device device = {gpu[0], gpu[1], gpu[2]};
+  const cuda::Math math = cuda::math_of(p.dtype, tf32);
+  switch (plan(p, {Backend::cuda, tf32}, Direction::forward).algorithm) {
+    case Algorithm::conv1x1:
+    case Algorithm::implicit_gemm: {
+      const cuda::TileChoice c = cuda::choose_tile(p, math, device);
+      check(c.tile >= 0, "no tile of this GPU takes the problem");
+      const cuda::Tile t = cuda::tile_of(math, c.tile);
+      char name[64];
+      snprintf(name, sizeof name, "%dx%dx%d_s%d", t.bm, t.bn, t.bk, t.stages);
+      return {name, c.splits, c.waves, c.cycles};
+    }
+    case Algorithm::stem: {  // its blocks stay and take several tiles
+      const cuda::StemShape s = cuda::stem_shape(p.C, p.R, p.S, p.stride_h, p.stride_w, math);
+      const int64_t tiles = p.N * ((p.P + cuda::kStemRows - 1) / cuda::kStemRows) *
+                            ((p.Q + cuda::kStemColumns - 1) / cuda::kStemColumns) *
+                            ((p.K + s.channels - 1) / s.channels);
+      return {"8x16x" + std::to_string(s.channels), 1,
+              float(tiles) / float(cuda::stem_blocks(s, device)), 0.f};
+    }
+    default: return {"", 1, 0.f, 0.f};
+  }
 }
 
 std::vector<std::string> algorithms(Backend backend) {
@@ -91,6 +123,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_poison", [](bool on) { poisoned = poison_scratch = on; });
   m.def("conv_output_size", &output_size);
   m.def("explain", &explain_rows);
+  m.def("cuda_tile", &cuda_tile);
   m.def("algorithms", [](int backend) { return algorithms(static_cast<Backend>(backend)); });
   m.def("executed", &executed);
   m.def("fma_peak_gflops", &fma_peak_gflops, py::call_guard<py::gil_scoped_release>());

@@ -10,6 +10,7 @@ import torch
 
 from . import _C
 from .backend import BACKENDS, has_triton
+from .gpus import GPUS, Estimate, conv_work, estimate
 from .ops.sizes import DTYPES, allows_tf32, conv_padding, conv_shape, pair
 from .triton import problem as triton
 
@@ -30,6 +31,7 @@ class Explanation:
 
     problem: str
     candidates: tuple[Candidate, ...]
+    estimate: Estimate | None = None
 
     @property
     def algorithm(self) -> str | None:
@@ -43,6 +45,8 @@ class Explanation:
             mark = "->" if c.algorithm == chosen else "  "
             reason = "runs" if c.algorithm == chosen else c.refusal or "would run; comes later"
             lines.append(f" {mark} {c.algorithm:<14} {reason}")
+        if self.estimate:
+            lines.append(f"    {self.estimate}")
         return "\n".join(lines)
 
 
@@ -66,6 +70,7 @@ def explain(
     direction: str = "forward",
     backend: str | None = None,
     dtype: torch.dtype | None = None,
+    gpu: str = "H100",
 ) -> Explanation:
     """Which algorithm runs for a convolution, and why each other one refused.
 
@@ -75,9 +80,11 @@ def explain(
         backend: "cpu", "cuda" or "triton"; by default that of the input's device.
         dtype: by default the input's, float32 for sizes. On a GPU, torch's switches say whether
             float32 is multiplied in tf32.
+        gpu: of backend "cuda", forward: which of fastconv.gpus.GPUS the waves, bound and expected
+            share of the roofline are computed for.
 
     Raises:
-        ValueError: an unknown direction or backend, a dtype that has no kernels.
+        ValueError: an unknown direction, backend or GPU, a dtype that has no kernels.
         RuntimeError: sizes that do not fit.
 
     >>> print(explain((1, 64, 56, 48), (64, 64, 1, 1)))  # doctest: +SKIP
@@ -91,6 +98,8 @@ def explain(
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
+    if gpu not in GPUS:
+        raise ValueError(f"gpu must be one of {', '.join(GPUS)}, got {gpu!r}")
     x, w = _sizes(input, "input"), _sizes(weight, "weight")
     stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
     pads = conv_padding(padding, (w[2], w[3]), stride, dilation)
@@ -102,10 +111,17 @@ def explain(
     else:
         places = DIRECTIONS.index(direction), BACKENDS.index(backend), DTYPES.index(dtype)
         rows = _C.explain(x, w, window, *places, allows_tf32())
+    computed = None
+    if backend == "cuda" and direction == "forward" and dtype != torch.float64:
+        work = conv_work(x, w, conv_shape(x, w, window), dtype.itemsize)
+        device = GPUS[gpu].arch, GPUS[gpu].sms, GPUS[gpu].shared_per_sm
+        tile = _C.cuda_tile(x, w, window, DTYPES.index(dtype), allows_tf32(), device)
+        computed = estimate(gpu, work, dtype, allows_tf32(), *tile)
     return Explanation(
         f"conv2d {direction} on {backend}, {dtype}: input {x}, weight {w}, stride {stride}, "
         f"padding {pads}, dilation {dilation}, groups {groups}",
         tuple(Candidate(name, refusal or None) for name, refusal in rows),
+        computed,
     )
 
 

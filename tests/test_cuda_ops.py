@@ -24,9 +24,8 @@ from conv_cases import (
 from emulator.ops import emulated_cuda
 
 import fastconv
-from fastconv.models import alexnet, lenet, nin, vgg16
-from fastconv.models.googlenet import Inception
-from fastconv.models.resnet import BasicBlock, Bottleneck
+from fastconv.cli import main
+from fastconv.cli.emulated import PARTS, compare_part
 from fastconv.testing.compare import assert_good
 
 
@@ -105,39 +104,25 @@ def test_no_memory_but_the_output_and_split_k(tmp_path):
             assert used == y.nbytes and "add_splits" not in log
 
 
-def _downsampled(block, inputs, planes):
-    """A residual block that halves the image."""
-    shortcut = torch.nn.Sequential(
-        fastconv.nn.Conv2d(inputs, planes * block.expansion, 1, stride=2, bias=False),
-        torch.nn.BatchNorm2d(planes * block.expansion),
-    )
-    return block(inputs, planes, stride=2, downsample=shortcut)
-
-
-# LeNet whole, one block of each other network; the size of its input.
-PARTS = {
-    "lenet": (lambda: lenet(), (2, 1, 28, 28)),
-    "alexnet": (lambda: alexnet().features[:3], (1, 3, 47, 39)),
-    "vgg": (lambda: vgg16().features[:5], (1, 3, 14, 10)),
-    "nin": (lambda: nin()[2], (1, 96, 7, 6)),
-    "googlenet": (lambda: Inception(192, 64, 96, 128, 16, 32, 32), (1, 192, 7, 6)),
-    "resnet basic": (lambda: BasicBlock(64, 64), (1, 64, 9, 7)),
-    "resnet bottleneck": (lambda: _downsampled(Bottleneck, 64, 32), (1, 64, 9, 7)),
-}
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("part", PARTS)
 def test_networks(part, dtype):
-    make_part, size = PARTS[part]
-    module, x = make_part().eval(), torch.randn(size)
-    with torch.no_grad():
-        truth = module.double()(x.to(dtype).double())
-        module, x = module.to(dtype), x.to(dtype)
-        theirs = module(x)
-        with emulated_cuda() as log:
-            ours = module(x)
-    assert log
-    # Tensor cores round their sums toward zero: over the layers of a block the errors of float32
-    # (3xTF32) add up, where those of round-to-nearest partly cancel.
-    assert_good(ours, theirs, truth, dtype, factor=4 if dtype == torch.float32 else 2)
+    row = compare_part(part, dtype, seed=0, emulated=emulated_cuda)
+    assert row.ok, row.failures
+
+
+def test_validate_offers_the_emulator(capsys, monkeypatch, tmp_path):
+    command = ["validate", "--backend", "cuda-emulated", "--network", "lenet"]
+    assert main(command) == 0
+    assert "all 1 comparisons passed" in capsys.readouterr().out
+    assert main([*command[:3], "--network", "classic_cnn"]) == 2
+    assert "no part of classic_cnn" in capsys.readouterr().err
+    monkeypatch.setattr(fastconv, "__file__", str(tmp_path / "fastconv" / "__init__.py"))
+    assert main(command) == 2
+    assert "needs the emulator of the tests" in capsys.readouterr().err
+
+
+def test_a_wrong_kernel_fails_the_part(monkeypatch):
+    right = fastconv.nn.Conv2d.forward
+    monkeypatch.setattr(fastconv.nn.Conv2d, "forward", lambda *a, **k: right(*a, **k) * (1 + 1e-3))
+    assert not compare_part("nin block", torch.float32, seed=0, emulated=emulated_cuda).ok

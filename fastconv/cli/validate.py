@@ -19,6 +19,7 @@ from fastconv import models
 from fastconv.backend import BACKENDS
 from fastconv.testing.layers import LAYERS
 
+from . import emulated
 from .checkpoint import FORMAT, Checkpoint, load, load_checkpoint
 from .common import CommandError, HelpFormatter, console, device, need, progress, replace_file
 from .comparison import Row, compare_layer, compare_networks
@@ -70,7 +71,12 @@ def add_parser(commands) -> None:
     add("--image", type=Path, help="a photograph (default: one that scikit-image brings)")
     add("--dtype", choices=DTYPES, default="float32", help="one of %(choices)s")
     add("--device", default="cpu", help="cpu or cuda")
-    add("--backend", choices=BACKENDS, help="%(choices)s (default: the device's)")
+    add(
+        "--backend",
+        choices=(*BACKENDS, emulated.NAME),
+        help="%(choices)s (default: the device's); the last, for developers, runs the CUDA kernels "
+        "forward in the tests' emulator, on LeNet and a block of each other network",
+    )
     add(
         "--checkpoint",
         type=Path,
@@ -143,6 +149,8 @@ def batch_for(
 def tasks(options: argparse.Namespace) -> list[tuple[str, Callable[[], Row]]]:
     """What the progress bar says, and the comparison that makes a row."""
     dtype, where = DTYPES[options.dtype], device(options.device)
+    if options.backend == emulated.NAME:
+        return emulated.tasks(options.network, dtype, options.seed)
     names, extra, checkpoint = weights_of(options)
     everything = options.network is None and checkpoint is None
 
@@ -176,7 +184,8 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     """
     todo = tasks(options)
     try:
-        chosen = fastconv.backend(options.backend) if options.backend else nullcontext()
+        own = options.backend and options.backend != emulated.NAME
+        chosen = fastconv.backend(options.backend) if own else nullcontext()
         with chosen, progress() as bar:
             task = bar.add_task("", total=len(todo))
             for name, compare in todo:
