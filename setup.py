@@ -73,6 +73,21 @@ def architectures() -> list[str]:
     return [f"-gencode=arch=compute_{arch},code={code}" for arch, code in codes]
 
 
+def sanitizer_flags() -> list[str]:
+    """Of a test build: FASTCONV_SANITIZE=address,undefined. Python then runs with libasan loaded
+    first (LD_PRELOAD)."""
+    wish = os.environ.get("FASTCONV_SANITIZE")
+    if not wish:
+        return []
+    return [
+        f"-fsanitize={wish}",
+        "-fno-sanitize-recover=all",
+        "-fno-omit-frame-pointer",
+        "-g1",
+        "-O1",
+    ]
+
+
 def need_compiler() -> None:
     compiler = os.environ.get("CXX") or "g++"
     program = shlex.split(compiler)[0]
@@ -132,7 +147,7 @@ class BuildExtension(build_ext):
                 output_dir=self.build_temp,
                 macros=macros,
                 include_dirs=include,
-                extra_postargs=[*COMMON_FLAGS, *ISA_WARNINGS, *isa],
+                extra_postargs=[*COMMON_FLAGS, *ISA_WARNINGS, *isa, *sanitizer_flags()],
             )
 
         jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
@@ -146,7 +161,7 @@ class BuildExtension(build_ext):
             self.get_ext_fullpath(ext.name),
             libraries=["torch_cpu", *libraries],
             library_dirs=[str(Path(torch.__file__).parent / "lib"), *folders],
-            extra_postargs=["-Wl,--as-needed"],
+            extra_postargs=["-Wl,--as-needed", *sanitizer_flags()],
             target_lang="c++",
         )
 
