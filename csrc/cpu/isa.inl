@@ -18,6 +18,7 @@
 #include "weight_grad.inl"
 #include "winograd_grad.inl"
 #include "depthwise.inl"
+#include "depthwise_grad.inl"
 #include "pool.inl"
 #include "avg_pool.inl"
 #include "max_pool.inl"
