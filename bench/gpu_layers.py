@@ -75,6 +75,16 @@ def cudnn_form(form: str, window: tuple) -> Callable[..., torch.Tensor]:
     return lambda x, w, b, r: torch.ops.aten.cudnn_convolution_add_relu(x, w, r, 1.0, b, *pairs)
 
 
+def triton_form(form: str, window: tuple) -> Callable[..., torch.Tensor]:
+    call = fastconv_form(form, window)
+
+    def on_triton(*operands):
+        with fastconv.backend("triton"):
+            return call(*operands)
+
+    return on_triton
+
+
 def flag_gems_form(window: tuple) -> Callable[..., torch.Tensor] | None:
     try:
         import flag_gems
@@ -97,12 +107,20 @@ def operands(layer: Layer, batch: int, dtype: torch.dtype, device: str) -> Opera
 
 
 def contestants(
-    layer: Layer, form: str, name: str, sets: list[Operands], device: str, compiled: bool
+    layer: Layer,
+    form: str,
+    name: str,
+    sets: list[Operands],
+    device: str,
+    compiled: bool,
+    triton: bool,
 ) -> dict[str, list[Callable[[], torch.Tensor]]]:
     """The calls of each, one for every set of inputs."""
     window = (layer.stride, layer.padding, layer.dilation, layer.groups)
     plain = torch_form(form, window)
     forms = {"torch": plain, "fastconv": fastconv_form(form, window)}
+    if triton:
+        forms["triton"] = triton_form(form, window)
     if form != "bare":
         if device == "cuda":
             forms["cudnn"] = cudnn_form(form, window)
@@ -136,7 +154,9 @@ def line(row: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser(__doc__, batch=32).parse_args(arguments)
+    options = parser(__doc__, batch=32)
+    options.add_argument("--triton", action="store_true", help="time fastconv's Triton kernels too")
+    options = options.parse_args(arguments)
     clock = clock_for(options.device)
     results = Results(
         options.json, head_of("gpu_layers", clock, options), ("name", "precision", "form")
@@ -163,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
             moved += sets[0][3].nbytes
         compiled = name in options.compile.split(",")
         with precision.switched(), torch.no_grad():
-            calls = contestants(layer, form, name, sets, options.device, compiled)
+            calls = contestants(layer, form, name, sets, options.device, compiled, options.triton)
             found = measured(clock, calls, precision)
         return {"floor": floor_seconds(operations, moved, name, roof), **found}
 
