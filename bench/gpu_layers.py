@@ -34,6 +34,7 @@ from gpu_common import (
 )
 
 FORMS = ("bare", "relu", "residual")
+COMPILED = "+compile"  # the same form beside torch.compile, measured last: compiling takes long
 Operands = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # x, w, bias, residual
 
 
@@ -115,20 +116,20 @@ def contestants(
     compiled: bool,
     triton: bool,
 ) -> dict[str, list[Callable[[], torch.Tensor]]]:
-    """The calls of each, one for every set of inputs."""
+    """The calls of each, one for every set of inputs; torch.compile beside torch's and ours."""
     window = (layer.stride, layer.padding, layer.dilation, layer.groups)
     plain = torch_form(form, window)
     forms = {"torch": plain, "fastconv": fastconv_form(form, window)}
-    if triton:
+    if compiled:
+        torch._dynamo.reset()  # or the next layer counts as a recompilation
+        forms["compile"] = torch.compile(plain, dynamic=False)
+    elif triton:
         forms["triton"] = triton_form(form, window)
-    if form != "bare":
-        if device == "cuda":
+    if device == "cuda" and not compiled:
+        if form != "bare":
             forms["cudnn"] = cudnn_form(form, window)
-        if compiled:
-            torch._dynamo.reset()  # or the next layer counts as a recompilation
-            forms["compile"] = torch.compile(plain, dynamic=False)
-    elif device == "cuda" and (found := flag_gems_form(window)):
-        forms["flag_gems"] = found
+        elif found := flag_gems_form(window):
+            forms["flag_gems"] = found
     calls = {
         key: [lambda call=call, each=each: call(*each) for each in sets]
         for key, call in forms.items()
@@ -142,7 +143,7 @@ def contestants(
 def line(row: dict) -> str:
     """One aligned row: microseconds, gains and share of the roofline, in the last mode."""
     seconds, ours = row["seconds"], row["seconds"].get("fastconv")
-    head = f"{row['name']:30} {row['precision']:9}{row['form']:9}"
+    head = f"{row['name']:30} {row['precision']:9}{row['form']:17}"
     if ours is None:
         return f"{head} FAILED  {row['errors']}"
     mode = list(ours)[-1]
@@ -169,9 +170,16 @@ def main(arguments: list[str] | None = None) -> int:
         for name in layers
         for form in FORMS
     ]
+    requests += [
+        {"name": name, "precision": precision, "form": form + COMPILED}
+        for precision in filter(None, options.compile.split(","))
+        for name in layers
+        for form in FORMS[1:]
+    ]
 
     def measure(request: dict) -> dict:
-        layer, name, form = layers[request["name"]], request["precision"], request["form"]
+        layer, name = layers[request["name"]], request["precision"]
+        form = request["form"].removesuffix(COMPILED)
         precision = PRECISIONS[name]
         sizes = layer.sizes(options.batch)
         operations, moved = conv_work(*sizes, precision.dtype.itemsize)
@@ -181,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
         ]
         if form == "residual":
             moved += sets[0][3].nbytes
-        compiled = name in options.compile.split(",")
+        compiled = request["form"] != form
         with precision.switched(), torch.no_grad():
             calls = contestants(layer, form, name, sets, options.device, compiled, options.triton)
             found = measured(clock, calls, precision)

@@ -8,7 +8,6 @@ precisions of --compile, torch.compile; eager and as CUDA graphs. A gain above 1
 
 from __future__ import annotations
 
-import functools
 import re
 import sys
 
@@ -31,7 +30,6 @@ from gpu_common import (
 NAMES = (*models.SIX, "resnet50")
 
 
-@functools.lru_cache(maxsize=2)
 def pair_of(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     """fastconv's network and torch's with the same weights."""
     ours = models.NETWORKS[name]().eval().requires_grad_(False)
@@ -80,16 +78,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser(__doc__, batch=32).parse_args(arguments)
     clock = clock_for(options.device)
     results = Results(options.json, head_of("gpu_networks", clock, options), ("name", "precision"))
+    compiled_too = options.compile.split(",")  # which take long, so they come last
     requests = [
         {"name": name, "precision": precision}
-        for precision in options.precision or PRECISIONS
+        for precision in sorted(options.precision or PRECISIONS, key=compiled_too.__contains__)
         for name in NAMES
         if re.search(options.filter, name)
     ]
 
     def one(request: dict) -> dict:
         name = request["precision"]
-        compiled = name in options.compile.split(",")
+        compiled = name in compiled_too
         return measure(clock, request, PRECISIONS[name], options.batch, options.device, compiled)
 
     return run(options, results, requests, one, line, ("precision",))

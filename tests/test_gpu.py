@@ -32,6 +32,7 @@ if not _C.cuda:
     pytest.skip("fastconv was built without CUDA", allow_module_level=True)
 
 ACTIVATE = {None: lambda t: t, "relu": torch.relu, "sigmoid": torch.sigmoid}
+FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
 
@@ -182,7 +183,9 @@ def test_current_stream():
     """The kernel waits for what its stream holds, and the default stream does not wait for it."""
     stream = torch.cuda.Stream()
     x, w = torch.zeros(4, 64, 40, 36, device="cuda"), torch.randn(64, 64, 3, 3, device="cuda")
-    expected = fastconv.conv2d(torch.ones_like(x), w)
+    with torch.cuda.stream(stream):  # the allocator keeps memory for it
+        expected = fastconv.conv2d(torch.ones_like(x), w)
+        fastconv.conv2d(x, w)
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)  # cycles
@@ -197,8 +200,8 @@ def test_current_stream():
 def test_cuda_graph(layout):
     """Captured and replayed over new inputs: conv of every kind, pooling, residual add."""
     net = models.resnet18().cuda().eval().half().requires_grad_(False)
-    net = net.to(memory_format=LAYOUT_OF[layout])
-    x = torch.randn(2, 3, 96, 64, device="cuda").half().to(memory_format=LAYOUT_OF[layout])
+    net = net.to(memory_format=FORMATS[layout])
+    x = torch.randn(2, 3, 96, 64, device="cuda").half().to(memory_format=FORMATS[layout])
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -212,9 +215,6 @@ def test_cuda_graph(layout):
         x.copy_(torch.randn(x.shape).half())
         graph.replay()
         assert torch.equal(y, net(x))
-
-
-LAYOUT_OF = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 @pytest.mark.parametrize("size, splits", [((8, 64, 56, 56), False), ((1, 512, 7, 7), True)])

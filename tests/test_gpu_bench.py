@@ -184,6 +184,16 @@ def test_layers_go_on_where_an_earlier_run_ended(counted, tmp_path, capsys):
     assert json.loads((tmp_path / "a").read_text())["batch"] == 2
 
 
+def test_torch_compile_is_beside_torchs_and_ours_and_comes_last(counted, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    arguments = [*CPU[:-1], "float16", "--filter", "^lenet.*@28", "--precision", "float16"]
+    assert gpu_layers.main([*arguments, "--json", str(tmp_path / "a")]) == 0
+    rows = json.loads((tmp_path / "a").read_text())["rows"]
+    assert [row["form"] for row in rows[3:]] == ["relu+compile", "residual+compile"]
+    assert all(list(row["seconds"]) == ["torch", "fastconv", "compile"] for row in rows[3:])
+    assert rows[4]["floor"] == rows[2]["floor"] > rows[1]["floor"] * 0.99
+
+
 def test_networks(counted, tmp_path):
     out = tmp_path / "networks.json"
     arguments = [*CPU, "--filter", "^lenet", "--precision", "float32", "--json", str(out)]
@@ -201,10 +211,14 @@ def test_a_wrong_result_is_not_timed_and_a_raised_error_is_kept():
         "broken": [lambda: one.view(7)],
         "right": [lambda: one * (1 + 1e-6)],
     }
-    found = gpu_common.measured(CountingClock(), calls, gpu_common.PRECISIONS["float32"])
+    precision = gpu_common.PRECISIONS["float32"]
+    found = gpu_common.measured(CountingClock(), calls, precision)
     assert list(found["seconds"]) == ["torch", "right"]
     assert "1.0e-01 from torch" in found["errors"]["fastconv"] and "nan" in found["errors"]
     assert found["errors"]["broken"].startswith("RuntimeError")
+    calls["torch"] = calls["broken"]  # without torch's result there is nothing to compare with
+    found = gpu_common.measured(CountingClock(), calls, precision)
+    assert not found["seconds"] and len(found["errors"]) == len(calls)
 
 
 def test_summary():
