@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -219,6 +221,68 @@ def test_a_wrong_result_is_not_timed_and_a_raised_error_is_kept():
     calls["torch"] = calls["broken"]  # without torch's result there is nothing to compare with
     found = gpu_common.measured(CountingClock(), calls, precision)
     assert not found["seconds"] and len(found["errors"]) == len(calls)
+
+
+class PretendedGpu:
+    """torch.cuda's names that CudaClock uses; a call of a task takes a second of GPU time."""
+
+    def __init__(self):
+        self.seconds, self.capturing = 0.0, None
+
+    def task(self):
+        if self.capturing is None:
+            self.seconds += 1
+        else:
+            self.capturing.calls += 1
+
+    def patch(self, monkeypatch):
+        gpu = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                self.at = gpu.seconds
+
+            def elapsed_time(self, end):
+                return (end.at - self.at) * 1e3  # milliseconds
+
+        class CUDAGraph:
+            calls = 0
+
+            def replay(self):
+                gpu.seconds += self.calls / 2  # nothing waits for the host
+
+        class Stream:
+            def wait_stream(self, other):
+                pass
+
+        @contextlib.contextmanager
+        def graph(captured):
+            gpu.capturing = captured
+            yield
+            gpu.capturing = None
+
+        names = dict(Event=Event, CUDAGraph=CUDAGraph, Stream=Stream, graph=graph)
+        names.update(stream=contextlib.nullcontext, current_stream=Stream)
+        names.update(synchronize=lambda: None)
+        properties = SimpleNamespace(L2_cache_size=50 << 20, name="pretended")
+        names.update(get_device_properties=lambda: properties)
+        for name, value in names.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+
+@pytest.mark.parametrize("sets", [1, 3, 6])
+def test_the_clock_divides_by_the_calls_it_times(monkeypatch, sets):
+    gpu = PretendedGpu()
+    gpu.patch(monkeypatch)
+    clock = gpu_common.CudaClock()
+    called = []
+    tasks = [lambda i=i: (called.append(i), gpu.task()) for i in range(sets)]
+    assert clock.times(tasks) == {"eager": 1.0, "graph": 0.5}
+    assert clock.l2_bytes == 50 << 20
+    assert called[:sets] == list(range(sets))  # in turn
 
 
 def test_summary():
