@@ -3,13 +3,10 @@
 import pytest
 from emulator import kernels
 
+from fastconv.gpus import GPUS
 from fastconv.testing.layers import LAYERS
 
-DEVICES = {
-    "A100": kernels.Device(80, 108, 164 << 10),
-    "H100": kernels.Device(90, 132, 228 << 10),
-    "laptop": kernels.Device(86, 30, 100 << 10),  # RTX 3060 of a laptop
-}
+DEVICES = {n: kernels.Device(g.arch, g.sms, g.shared_per_sm) for n, g in GPUS.items()}
 
 
 def choose(x, w, math="f16", device="A100", **settings):
@@ -62,7 +59,7 @@ def test_few_output_channels_take_a_narrow_tile():
 
 
 def test_a_laptop_takes_the_tile_of_three_stages():
-    tile, _ = choose((32, 128, 56, 56), (256, 128, 3, 3), padding=(1, 1), device="laptop")
+    tile, _ = choose((32, 128, 56, 56), (128, 128, 3, 3), padding=(1, 1), device="RTX 4060 Laptop")
     assert (tile.bm, tile.bn, tile.stages) == (128, 128, 3)
 
 
