@@ -32,6 +32,8 @@ from .launch import (
 from .problem import FORWARD, INPUT_GRAD, WEIGHT_GRAD, ConvProblem, plan
 from .split_k import add_splits
 
+MOST_PHASES = 1024  # of an input gradient; beyond, its zeros are multiplied
+
 
 def conv2d(y, input, weight, bias, residual, *settings) -> None:
     """y = act(conv(input, weight) + bias + residual)."""
@@ -66,6 +68,8 @@ def conv2d_input_grad(dx, grad, weight, height, width, *settings) -> None:
     p = _problem(dx, weight, grad, window, precision)
     if dx.numel() == 0:
         return
+    if p.stride_h * p.stride_w > MOST_PHASES:
+        p, grad = _unstrided(p, grad)
     algorithm = plan(p, INPUT_GRAD)
     if algorithm == "depthwise":
         _depthwise(p, grad, weight, dx, None, None, 0, gradient=True)
@@ -84,6 +88,15 @@ def conv2d_input_grad(dx, grad, weight, height, width, *settings) -> None:
     _gemm(p, grad, rows, out, None, None, 0, algorithm, gradient=True)
     if out is not dx:
         dx.copy_(out)
+
+
+def _unstrided(p: ConvProblem, grad: Tensor) -> tuple[ConvProblem, Tensor]:
+    """The problem of stride 1 whose output's gradient is `grad` with zeros between its values."""
+    height = p.H + p.pad_t + p.pad_b - p.dil_h * (p.R - 1)
+    width = p.W + p.pad_l + p.pad_r - p.dil_w * (p.S - 1)
+    wide = grad.new_zeros(p.N, p.K, height, width)
+    wide[:, :, :: p.stride_h, :: p.stride_w] = grad
+    return p._replace(P=height, Q=width, stride_h=1, stride_w=1), wide
 
 
 def conv2d_weight_grad(dw, input, grad, kernel_h, kernel_w, *settings) -> None:
@@ -277,7 +290,7 @@ def _weight_grad(p, x, dy, dw) -> None:
     splits = cdiv(steps, each)
     partial = _partial(x, splits, p.K * p.R * p.S, c)
     launch(
-        conv_weight_grad, (blocks, p.G * p.R * p.S, splits), x, dy, x, partial,
+        conv_weight_grad, (blocks * p.R * p.S, p.G, splits), x, dy, x, partial,
         p.N, p.H, p.W, c // by, k // dy_by, p.P, p.Q, p.R, p.S, *strides(dy, dy_by),
         *strides(x, by), p.stride_h, p.stride_w, p.pad_t, p.pad_l, p.dil_h, p.dil_w, each,
         DY_UNIT=dy_by, UNIT=by, PRECISION=precision, BM=tile.BM, BN=tile.BN, BP=bp, BQ=bq,
@@ -318,7 +331,7 @@ def _depthwise_weight_grad(p, x, dy, dw) -> None:
     splits = tiles.choose_splits(columns * c * p.R * p.S, steps, device_of(x), 4)
     partial = _partial(x, splits, c * p.R * p.S, p.K)
     launch(
-        conv_depthwise_weight_grad, (columns, c * p.R * p.S, splits), x, dy, x, partial,
+        conv_depthwise_weight_grad, (columns * c * p.R * p.S, 1, splits), x, dy, x, partial,
         p.N, p.H, p.W, p.K // dy_by, p.P, p.Q, p.R, p.S, *strides(dy, dy_by), *strides(x, by),
         p.stride_h, p.stride_w, p.pad_t, p.pad_l, p.dil_h, p.dil_w, cdiv(steps, splits),
         DY_UNIT=dy_by, UNIT=by, IN=c, OUT=p.K // p.G,

@@ -93,14 +93,15 @@ def conv_depthwise_weight_grad(
 ):  # fmt: skip
     """partial[split, (i, r, s), k] = sum_{n,p,q} dy[n,p,q,k] x[n, …, (k / OUT) IN + i].
 
-    Grid: tiles of K; IN R S; splits of the outputs.
+    Grid: tiles of K x IN R S; 1; splits of the outputs.
     """
     dy_n, dy_h, dy_w, K = dy_n * DY_UNIT, dy_h * DY_UNIT, dy_w * DY_UNIT, K * DY_UNIT
     x_n, x_h, x_w = x_n * UNIT, x_h * UNIT, x_w * UNIT
-    row, split = tl.program_id(1), tl.program_id(2)
+    rows = IN * R * S
+    tile, row, split = tl.program_id(0) // rows, tl.program_id(0) % rows, tl.program_id(2)
     r, s = row // S % R, row % S
     i = 0 if IN == 1 else row // (R * S)  # a constant keeps rows aligned
-    k = tl.program_id(0) * BC + tl.arange(0, BC)
+    k = tile * BC + tl.arange(0, BC)
     columns_in = k < K
     channel = (k // OUT * IN + i).to(tl.int64) * x_c
     acc = tl.zeros((BM, BC), partial.dtype.element_ty)
@@ -118,5 +119,5 @@ def conv_depthwise_weight_grad(
         at = n * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w
         b = tl.load(x + at[:, None] + channel[None, :], mask=reads, other=0.0)
         acc += widen(a) * widen(b)
-    place = partial + (tl.cast(split, tl.int64) * tl.num_programs(1) + row) * K + k
+    place = partial + (tl.cast(split, tl.int64) * rows + row) * K + k
     tl.store(place, tl.sum(acc, 0), mask=columns_in)

@@ -23,14 +23,14 @@ def conv_weight_grad(
 
     C and K are channels of one group.
 
-    Grid: tiles of K x tiles of C; groups x R S; splits.
+    Grid: tiles of K x tiles of C x R S; groups; splits.
     """
     dy_n, dy_h, dy_w, K = dy_n * DY_UNIT, dy_h * DY_UNIT, dy_w * DY_UNIT, K * DY_UNIT
     x_n, x_h, x_w, C = x_n * UNIT, x_h * UNIT, x_w * UNIT, C * UNIT
     tiles_c = tl.cdiv(C, BN)
-    tile_k, tile_c = tl.program_id(0) // tiles_c, tl.program_id(0) % tiles_c
-    group, tap, split = tl.program_id(1) // (R * S), tl.program_id(1) % (R * S), tl.program_id(2)
-    r, s = tap // S, tap % S
+    tile, tap = tl.program_id(0) // (R * S), tl.program_id(0) % (R * S)
+    tile_k, tile_c, r, s = tile // tiles_c, tile % tiles_c, tap // S, tap % S
+    group, split = tl.program_id(1), tl.program_id(2)
 
     k, c = tile_k * BM + tl.arange(0, BM), tile_c * BN + tl.arange(0, BN)
     place = tl.arange(0, BP * BQ)
@@ -75,6 +75,6 @@ def conv_weight_grad(
         p0 = tl.where(wraps, 0, p0)
         n = tl.where(wraps, n + 1, n)
 
-    filters, taps = tl.num_programs(1) // (R * S) * K, R * S
+    filters, taps = tl.num_programs(1) * K, R * S
     row = ((group * K + k).to(tl.int64) * taps + tap) + tl.cast(split, tl.int64) * filters * taps
     tl.store(partial + row[:, None] * C + c[None, :], acc, mask=k_in & c_in)

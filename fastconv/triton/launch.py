@@ -66,11 +66,14 @@ def unit(tensor: Tensor | None, channels: int, *more: Tensor | None) -> int:
 def plane_unit(strides: tuple[int, int], *tensors: Tensor | None) -> int:
     """The same of planes of pixels (NCHW): in their size, and in the strides of n and c.
 
-    0 where they are none, or not worth it: strided, rows of channels, of units under 8 bytes.
+    0 where they are none, or not worth it: strided, rows of channels, of units under 8 bytes; or
+    where a grid's axis has no room for the batch.
     """
     operands = [t for t in tensors if t is not None]
     (n, _, h, w), size = operands[0].shape, operands[0].element_size()
     numbers = [h * w]
+    if n >= 1 << 16:
+        return 0
     for t in operands:
         by_n, by_c, by_h, by_w = t.stride()
         dense = (w == 1 or by_w == 1) and (h == 1 or by_h == w) and by_c >= h * w
