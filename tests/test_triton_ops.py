@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from conftest import interpreted_triton
 from conv_cases import CASES, LAYOUTS, make, values
 from test_conv import compare_all, gradients
-from test_cuda_ops import PARTS
 
 import fastconv
+from fastconv.cli.emulated import PARTS
 from fastconv.testing.compare import assert_good
 
 pytest.importorskip("triton")
@@ -389,7 +389,7 @@ def test_cuda_tensors_are_served_where_there_are_no_cuda_kernels():
 def test_networks(part):
     """LeNet whole and one block of each other network: results and gradients."""
     make_part, size = PARTS[part]
-    module, x = make_part().eval(), torch.randn(size)
+    module, x = make_part(fastconv.nn).eval(), torch.randn(size)
 
     def run(dtype):
         net = module.to(dtype)
