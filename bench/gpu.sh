@@ -10,6 +10,7 @@ Builds fastconv in place for this GPU alone (where the sources changed), then ru
 default all in this order, and writes what they find into the folder OUT as it comes:
 
   test      pytest tests/test_gpu.py                                     OUT/test.txt
+  triton    pytest tests/test_triton_gpu.py, layers beside Triton        OUT/triton.json, .txt
   layers    every layer beside torch and cuDNN (bench/gpu_layers.py)     OUT/layers.json, .txt
   networks  the networks whole (bench/gpu_networks.py)                   OUT/networks.json, .txt
   sanitize  compute-sanitizer's memcheck and racecheck on a small grid   OUT/memcheck.txt, …
@@ -33,7 +34,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 python=${PYTHON:-python3}
 limit=${LIMIT:-530}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-all=(test layers networks sanitize)
+all=(test triton layers networks sanitize)
 [ $# -gt 0 ] || set -- "${all[@]}"
 for step; do
   case " ${all[*]} " in
@@ -67,14 +68,19 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
 fi
 
 limited() { timeout -k 10 "$((limit - (SECONDS - started)))" "$@"; }
-tests=("$python" -m pytest -q -p no:cacheprovider -o addopts= tests/test_gpu.py)
+pytest=("$python" -m pytest -q -p no:cacheprovider -o addopts=)
+tests=("${pytest[@]}" tests/test_gpu.py)
 
 step_test() { limited "${tests[@]}"; }
-step_layers() { bench layers; }
-step_networks() { bench networks; }
-bench() { # stops by itself where time for one more row is left
-  limited "$python" "bench/gpu_$1.py" --seconds "$((limit - (SECONDS - started) - 45))" \
-    --json "$out/$1.json"
+step_triton() {
+  TRITON_INTERPRET=0 limited "${pytest[@]}" tests/test_triton_gpu.py &&
+    bench layers triton --triton --precision float16 --compile ""
+}
+step_layers() { bench layers layers; }
+step_networks() { bench networks networks; }
+bench() { # SCRIPT NAME [OPTION...]; stops by itself where time for one more row is left
+  limited "$python" "bench/gpu_$1.py" "${@:3}" \
+    --seconds "$((limit - (SECONDS - started) - 45))" --json "$out/$2.json"
 }
 
 step_sanitize() { # every tensor is an allocation of its own, or memcheck would see one large block

@@ -3,10 +3,11 @@
     python bench/gpu_layers.py [--batch 32] [--precision float16] [--filter REGEX] [--json FILE]
 
 A layer in three forms: bare, with bias and ReLU, with bias, residual and ReLU; against separate
-kernels ("torch"), cuDNN's own fusion ("cudnn"), torch.compile ("compile") and, where it is
-installed, FlagGems; float32 without TF32 against torch in NCHW too. Every result is compared with
-torch's before it is timed. A gain above 1 is faster; the roofline's ceilings, a device copy and a
-matmul, are measured first (float32's is a matmul without TF32, which 3xTF32 may pass).
+kernels ("torch"), cuDNN's own fusion ("cudnn"), torch.compile ("compile"), with --triton also
+fastconv's Triton kernels, and FlagGems where it is installed; float32 without TF32 against torch in
+NCHW too. Every result is compared with torch's before it is timed. A gain above 1 is faster; the
+roofline's ceilings, a device copy and a matmul, are measured first (float32's is a matmul without
+TF32, which 3xTF32 may pass).
 """
 
 from __future__ import annotations

@@ -69,7 +69,8 @@ def test_all_steps_in_order_after_a_build_for_this_gpu(script, tmp_path):
     done = script(tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr
     log = (script.tree / "log").read_text()
-    order = ["90a setup.py build_ext --inplace", "90a -m pytest", "90a bench/gpu_layers.py"]
+    order = ["90a setup.py build_ext --inplace", "90a -m pytest"]
+    order += ["test_triton_gpu.py", "90a bench/gpu_layers.py"]
     order += [
         "90a bench/gpu_networks.py",
         "sanitizer --tool memcheck",
@@ -78,7 +79,7 @@ def test_all_steps_in_order_after_a_build_for_this_gpu(script, tmp_path):
     places = [log.index(part) for part in order]
     assert places == sorted(places)
     steps = json.loads((tmp_path / "out/steps.json").read_text())
-    assert [step["step"] for step in steps] == ["test", "layers", "networks", "sanitize"]
+    assert [step["step"] for step in steps] == ["test", "triton", "layers", "networks", "sanitize"]
     assert all(step["status"] == 0 for step in steps)
     assert (tmp_path / "out/layers.json").exists() and "0 errors" in done.stdout
 
