@@ -49,7 +49,7 @@ inline void split_row(const Phases& to, Compute<S>* dst, int64_t first, const S*
       store<T>(even + i / 2, e);
       store<T>(odd + i / 2, o);
     }
-    for (; i < n; ++i) (i % 2 ? odd : even)[i / 2] = widen(src[i]);
+    for (; i < n; ++i) dst[to.at(first + i)] = widen(src[i]);
     return;
   }
   for (int64_t i = 0; i < min64(to.stride, n); ++i)
