@@ -50,7 +50,7 @@ def max_pool(
             for ds in tl.static_range(STEP):  # loads under way together
                 s = s0 + ds
                 at_w = w + s * dil_w
-                reads = row_in & (at_w >= 0) & (at_w < W) & (s < S)
+                reads = row_in & (at_w >= 0) & (at_w < tl.where(s < S, W, 0))
                 reads = reads[:, None] & columns_in[None, :]
                 at = tl.cast(r * dil_h, tl.int64) * x_h + tl.cast(s * dil_w, tl.int64) * x_w
                 value = tl.load(places + at, mask=reads, other=float("-inf"))
