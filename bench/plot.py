@@ -21,7 +21,8 @@ RESULTS = Path(__file__).parent / "results"
 
 def load(folder: Path) -> dict[str, dict]:
     """The results files by stem."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return {stem: document for stem, document in found.items() if "threads" in document}
 
 
 def plot(document: dict, path: Path) -> None:
