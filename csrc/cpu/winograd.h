@@ -14,26 +14,32 @@
 #pragma once
 #include "blocking.h"
 
+// NOTE every ISA file has these members: one compiled for a wide ISA must not be the copy that the
+// linker keeps, so none is ever emitted.
+#define FASTCONV_MEMBER __attribute__((always_inline))
+
 namespace fastconv {
 
 // F(m_h x m_w, taps x taps)
 struct WinogradForm {
   int m_h, m_w, taps;
 
-  int points_h() const { return m_h + taps - 1; }
-  int points_w() const { return m_w + taps - 1; }
-  int points() const { return points_h() * points_w(); }
+  FASTCONV_MEMBER int points_h() const { return m_h + taps - 1; }
+  FASTCONV_MEMBER int points_w() const { return m_w + taps - 1; }
+  FASTCONV_MEMBER int points() const { return points_h() * points_w(); }
 };
 
 // Tiles along an axis: `full` ones of m outputs, then `brief` ones of m - 1.
 struct TileAxis {
   int64_t m, full, brief, outputs;
 
-  int64_t count() const { return full + brief; }
-  int64_t start(int64_t i) const { return i * m - max64(i - full, 0); }
-  int64_t size(int64_t i) const { return min64(m - (i >= full), outputs - start(i)); }
+  FASTCONV_MEMBER int64_t count() const { return full + brief; }
+  FASTCONV_MEMBER int64_t start(int64_t i) const { return i * m - max64(i - full, 0); }
+  FASTCONV_MEMBER int64_t size(int64_t i) const {
+    return min64(m - (i >= full), outputs - start(i));
+  }
   // Tiles [first, first + n), from its own start on.
-  TileAxis part(int64_t first, int64_t n) const {
+  FASTCONV_MEMBER TileAxis part(int64_t first, int64_t n) const {
     const int64_t whole = min64(max64(full - first, 0), n);
     const int64_t at = start(first);
     return {m, whole, n - whole, min64(start(first + n), outputs) - at};
@@ -52,8 +58,8 @@ struct TileBlock {
   int64_t n0, images, g, p0, q0;
   TileAxis rows, cols;
 
-  int64_t tiles() const { return images * rows.count() * cols.count(); }
-  int64_t index(int64_t n, int64_t i, int64_t j) const {
+  FASTCONV_MEMBER int64_t tiles() const { return images * rows.count() * cols.count(); }
+  FASTCONV_MEMBER int64_t index(int64_t n, int64_t i, int64_t j) const {
     const bool brief_row = i >= rows.full, brief_col = j >= cols.full;
     int64_t first = brief_row ? images * rows.full * cols.count() : 0;
     if (brief_row && brief_col) first += images * rows.brief * cols.full;
@@ -64,8 +70,10 @@ struct TileBlock {
            (brief_col ? cols.full : 0);
   }
   // The tiles that use a point: at infinity along rows, along columns.
-  int64_t begin(bool, bool last_w) const { return last_w ? images * rows.full * cols.brief : 0; }
-  int64_t end(bool last_h, bool last_w) const {
+  FASTCONV_MEMBER int64_t begin(bool, bool last_w) const {
+    return last_w ? images * rows.full * cols.brief : 0;
+  }
+  FASTCONV_MEMBER int64_t end(bool last_h, bool last_w) const {
     if (last_h) return images * rows.full * cols.count();
     return last_w ? tiles() - images * rows.brief * cols.brief : tiles();
   }
@@ -85,7 +93,7 @@ struct WinogradBlocking {
   int64_t lanes, u_point, u_chunk, v_point, m_point, a_point;
   int64_t segment, segments;  // weight gradient: blocks whose transformed operands exist at once
 
-  int64_t most_tiles() const { return images * tile_rows * tile_cols; }
+  FASTCONV_MEMBER int64_t most_tiles() const { return images * tile_rows * tile_cols; }
 };
 
 // Floats that fill an odd number of cache lines: the points of a tile must not share one L1 set.

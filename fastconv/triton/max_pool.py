@@ -31,6 +31,7 @@ def max_pool(
     c = tl.program_id(0) % tiles * BC + tl.arange(0, BC)
     valid, columns_in = n < N, c < C
     h, w = p * stride_h - pad_h, q * stride_w - pad_w
+    columns = tl.minimum(W - w, S * dil_w)  # of the window, up to the input's edge
     row = x + n * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w
     places = row[:, None] + (c * tl.cast(x_c, tl.int64))[None, :]
     # Maxima of half types need no conversion, except bfloat16's, which tl.maximum widens.
@@ -49,8 +50,8 @@ def max_pool(
         for s0 in range(0, S, STEP):
             for ds in tl.static_range(STEP):  # loads under way together
                 s = s0 + ds
-                at_w = w + s * dil_w
-                reads = row_in & (at_w >= 0) & (at_w < tl.where(s < S, W, 0))
+                across = s * dil_w
+                reads = row_in & (across >= -w) & (across < columns)
                 reads = reads[:, None] & columns_in[None, :]
                 at = tl.cast(r * dil_h, tl.int64) * x_h + tl.cast(s * dil_w, tl.int64) * x_w
                 value = tl.load(places + at, mask=reads, other=float("-inf"))
