@@ -1,11 +1,8 @@
-// Torch side of the convolution on the CPU: tensors to jobs, one parallel region per step.
+// Torch side of the convolution on the CPU: tensors to jobs, which conv_run.cpp runs.
 #include "../conv_op.h"
-#include "../plan.h"
 #include "blocking.h"
 #include "conv_run.h"
 #include "cpu.h"
-
-#include <initializer_list>
 
 namespace fastconv {
 namespace {
