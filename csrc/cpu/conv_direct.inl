@@ -38,10 +38,11 @@ inline ConvScratch conv_scratch(const TapConv& job, const Blocking& b) {
   const int64_t cols = max64(slab_rows(b.cols, job.stride_w, job.cols), 1);
   s.slab = 0;
   s.acc = align64(slab_elements(job.C, rows, cols, sizeof(T)) * sizeof(T));
-  s.runs = s.acc + align64(b.rows * b.cols * kPanel<T> * sizeof(T));
+  const int64_t panels = kPairs ? 2 : 1;  // of a tile
+  s.runs = s.acc + align64(panels * b.rows * b.cols * kPanel<T> * sizeof(T));
   const int64_t taps = job.rows.count * job.cols.count;
   s.weights = s.runs + align64(max64(taps, 1) * sizeof(Run));
-  s.total = s.weights + align64(b.chunk * taps * kPanel<T> * sizeof(T));
+  s.total = s.weights + align64(panels * b.chunk * taps * kPanel<T> * sizeof(T));
   return s;
 }
 
@@ -65,13 +66,13 @@ inline int64_t make_runs(const TapConv& job, const Slab<T>& slab, int64_t c0, in
 // Accumulates one chunk into all pixels of a block.
 template <class T>
 inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t rows, int64_t cols,
-                             const Run* runs, int64_t run_count, const T* w, T* acc,
-                             bool accumulate, bool narrow) {
+                             const Run* runs, int64_t run_count, const TilePanels<T>& to,
+                             bool accumulate) {
   const int64_t pixels = rows * cols, tiles = ceil_div(pixels, kTile);
   const int64_t row_step = job.stride_h * slab.h, col_step = job.stride_w * slab.w;
   const T* x[kTile];
   int64_t m = 0, i = 0, j = 0;
-  uint64_t ran = 0;
+  uint32_t ran = 0;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t end = pixels * (t + 1) / tiles;
     const int J = (int)(end - m);
@@ -79,47 +80,50 @@ inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t ro
       x[k] = slab.data + i * row_step + j * col_step;
       if (++j == cols) j = 0, ++i;
     }
-    fma_tile<T>(narrow, J, x, runs, run_count, w, acc + m * kPanel<T>, accumulate);
+    fma_tile<T>(J, x, runs, run_count, to, m * kPanel<T>, accumulate);
     ran |= 1u << (J - 1);
     m = end;
   }
-  mark_tiles<T>(ran, false, narrow);
+  mark_tiles<T>(ran, false, to.vectors);
 }
 
-// Whether a panel's outputs may go from registers to y: sums of one chunk, rows of whole vectors.
+// Whether a tile's outputs may go from registers to y: sums of one chunk, rows of whole vectors.
 template <class S>
-inline bool stores_tiles(const Blocking& b, const PanelStore<S>& to, int64_t cols) {
-  return b.chunk_blocks == 1 && cols >= 4 * kTile && to.lanes == kPanel<Compute<S>> &&
-         to.y_k == 1 && !to.residual && to.activation != Activation::sigmoid;
+inline bool stores_tiles(const TapConv& job, const Blocking& b, int64_t lanes, int64_t cols) {
+  return b.chunk_blocks == 1 && cols >= 4 * kTile && lanes % kPanel<Compute<S>> == 0 &&
+         job.ys[1] == 1 && !job.residual && job.activation != Activation::sigmoid;
 }
 
-template <class S>
+template <class S, int V>
 inline void store_tiles(const TapConv& job, const Slab<Compute<S>>& slab, int64_t rows,
-                        int64_t cols, const Run* runs, int64_t run_count, const Compute<S>* w,
-                        const PanelStore<S>& to, int64_t p0, int64_t q0) {
+                        int64_t cols, const Run* runs, int64_t run_count,
+                        const TilePanels<Compute<S>>& panels, const PanelStore<S>* to, int64_t p0,
+                        int64_t q0) {
   typedef Compute<S> T;
-  constexpr int L = kPanel<T>;
+  constexpr int L = kPanel<T>, kLanes = V * kW<T>;
   const int64_t step = job.stride_w * slab.w;
-  T bias[L], acc[kTile * L];
-  for (int k = 0; k < L; ++k) bias[k] = to.bias ? widen(to.bias[k * to.bias_s]) : T(0);
-  uint64_t ran = 0;
+  T bias[kLanes], acc[kTile * kLanes];
+  const TilePanels<T> rest = {V, panels.w, panels.next_w, acc, kTile * L};
+  for (int k = 0; k < kLanes; ++k) bias[k] = to->bias ? widen(to->bias[k * to->bias_s]) : T(0);
+  uint32_t ran = 0;
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < cols; j += kTile) {
       const T* x[kTile];
       const int n = (int)min64(kTile, cols - j);
       for (int k = 0; k < n; ++k) x[k] = slab.data + i * job.stride_h * slab.h + (j + k) * step;
-      S* y = to.y + (p0 + i) * to.y_p + (q0 + j) * to.y_q;
+      S* y = to->y + (p0 + i) * to->y_p + (q0 + j) * to->y_q;
       ran |= 1u << (n - 1);
       if (n < kTile) {
-        fma_tile<T>(false, n, x, runs, run_count, w, acc, false);
-        store_panel<S>(to, acc, p0 + i, q0 + j, 1, n);
-      } else if (to.activation == Activation::relu) {
-        tile_to_channels<Activation::relu, S>(x, runs, run_count, w, bias, y, to.y_q);
+        fma_tile<T, V>(n, x, runs, run_count, rest, 0, false);
+        for (int k = 0; k < V / 2; ++k)
+          store_panel<S>(to[k], acc + k * kTile * L, p0 + i, q0 + j, 1, n);
+      } else if (to->activation == Activation::relu) {
+        tile_to_channels<V, Activation::relu, S>(x, runs, run_count, panels, bias, y, to->y_q);
       } else {
-        tile_to_channels<Activation::none, S>(x, runs, run_count, w, bias, y, to.y_q);
+        tile_to_channels<V, Activation::none, S>(x, runs, run_count, panels, bias, y, to->y_q);
       }
     }
-  mark_tiles<T>(ran, false, false);
+  mark_tiles<T>(ran, false, V);
 }
 
 // A task: (image, group, row block, column block, range of panels), panels fastest, so that
@@ -160,23 +164,35 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
       }
       filled = block;
     }
-    for (int64_t panel = first; panel < min64(first + b.panels, panels); ++panel) {
-      const T* w = packed ? (const T*)packed + (g * panels + panel) * taps * job.C * L : nullptr;
-      const bool narrow = is_narrow<T>(job.K - panel * L);
-      const PanelStore<S> to = panel_store<S>(job, n, g, panel);
-      const bool in_tiles = stores_tiles(b, to, cols);
+    const int64_t last = min64(first + b.panels, panels), panel_size = taps * job.C * L;
+    for (int64_t panel = first, next; panel < last; panel = next) {
+      const int64_t lanes = min64(job.K, last * L) - panel * L;
+      const int vectors = tile_vectors<T>(lanes);
+      next = panel + (vectors == 4 ? 2 : 1);
+      const PanelStore<S> to[2] = {panel_store<S>(job, n, g, panel),
+                                   panel_store<S>(job, n, g, next - 1)};
+      const bool in_tiles = stores_tiles<S>(job, b, min64(lanes, (next - panel) * L), cols);
+      TilePanels<T> tile = {vectors, (const T*)packed + (g * panels + panel) * panel_size,
+                            panel_size, acc, rows * cols * L};
       for (int64_t c0 = 0; c0 < job.C; c0 += b.chunk) {
-        const int64_t cn = min64(b.chunk, job.C - c0);
+        const int64_t cn = min64(b.chunk, job.C - c0), size = taps * cn * L;
         const int64_t run_count = make_runs(job, slab, c0, cn, runs);
-        if (!packed) pack_weights<S>(job, {g, panel, c0, cn}, weights);
-        const T* chunk = packed ? w : weights;
-        if (in_tiles)
-          store_tiles(job, slab, rows, cols, runs, run_count, chunk, to, p0, q0);
-        else
-          accumulate_block(job, slab, rows, cols, runs, run_count, chunk, acc, c0 > 0, narrow);
-        w += packed ? taps * cn * L : 0;
+        if (!packed) {
+          tile.w = weights, tile.next_w = size;
+          for (int64_t i = panel; i < next; ++i)
+            pack_weights<S>(job, {g, i, c0, cn}, weights + (i - panel) * size);
+        }
+        if (!in_tiles)
+          accumulate_block(job, slab, rows, cols, runs, run_count, tile, c0 > 0);
+        else if (vectors == 2)
+          store_tiles<S, 2>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0);
+        else if constexpr (kPairs)
+          store_tiles<S, 4>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0);
+        tile.w += size;
       }
-      if (!in_tiles) store_panel<S>(to, acc, p0, q0, rows, cols);
+      if (!in_tiles)
+        for (int64_t i = panel; i < next; ++i)
+          store_panel<S>(to[i - panel], acc + (i - panel) * tile.next_acc, p0, q0, rows, cols);
     }
   }
 }

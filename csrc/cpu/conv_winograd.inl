@@ -18,8 +18,9 @@ inline WinogradScratch winograd_scratch(const TapConv& job, const WinogradBlocki
   const int64_t slab = winograd_slab(b);
   WinogradScratch s = {};
   s.m = s.v + b.form.points() * b.v_point * f;
-  s.u = s.m + b.form.points() * b.m_point * f;
-  s.outputs = s.u + b.u_chunk * f;
+  const int64_t panels = kPairs ? 2 : 1;  // of a tile
+  s.u = s.m + panels * b.form.points() * b.m_point * f;
+  s.outputs = s.u + panels * b.u_chunk * f;
   s.again = s.outputs + align64(outputs);
   s.slab = s.again + align64(outputs);
   s.weights = s.slab + align64(slab_elements(W, slab, 1, f) * f);
@@ -103,35 +104,35 @@ inline void winograd_inputs(const TapConv& job, const WinogradBlocking& b, float
                       i % vectors + 1);
 }
 
-// M (+)= V * U at every point, of one chunk.
+// M (+)= V * U at every point, of one chunk; `to` are the panels at the first point.
 inline void winograd_multiply(const TapConv& job, const WinogradBlocking& b, const TileBlock& t,
-                              const float* v, const float* u, int64_t c0, float* m, Run* runs,
-                              bool narrow) {
+                              const float* v, int64_t c0, const TilePanels<float>& to, Run* runs) {
   constexpr int W = kW<float>, L = kPanel<float>;
   const int64_t tiles = t.tiles(), last = min64(c0 + b.chunk, job.C);
   int64_t run_count = 0;
   for (int64_t c = c0; c < last; c += W) runs[run_count++] = {c * tiles, 1, min64(W, last - c)};
-  uint64_t ran = 0;
+  uint32_t ran = 0;
+  TilePanels<float> at = to;
   for (int64_t xi = 0; xi < b.form.points(); ++xi) {
     const bool last_h = xi / b.form.points_w() == b.form.points_h() - 1;
     const bool last_w = xi % b.form.points_w() == b.form.points_w() - 1;
     const int64_t begin = t.begin(last_h, last_w), n = t.end(last_h, last_w) - begin;
     const int64_t groups = ceil_div(n, kTile);
+    at.w = to.w + xi * b.u_point, at.acc = to.acc + xi * b.m_point;
     // Weights of the next point, a share per tile.
-    const char* next = (const char*)(u + (xi + 1) * b.u_point);
+    const char* next = (const char*)(at.w + b.u_point);
     const int64_t lines = b.prefetch && xi + 1 < b.form.points() ? ceil_div(b.u_point, 16) : 0;
     for (int64_t group = 0; group < groups; ++group) {
       for (int64_t i = lines * group / groups; i < lines * (group + 1) / groups; ++i)
         __builtin_prefetch(next + i * 64);
-      const int64_t from = begin + n * group / groups, to = begin + n * (group + 1) / groups;
+      const int64_t low = begin + n * group / groups, high = begin + n * (group + 1) / groups;
       const float* x[kTile];
-      for (int64_t k = 0; k < to - from; ++k) x[k] = v + xi * b.v_point + (from + k) * W;
-      fma_tile<float>(narrow, (int)(to - from), x, runs, run_count, u + xi * b.u_point,
-                      m + xi * b.m_point + from * L, c0 > 0);
-      ran |= 1u << (to - from - 1);
+      for (int64_t k = 0; k < high - low; ++k) x[k] = v + xi * b.v_point + (low + k) * W;
+      fma_tile<float>((int)(high - low), x, runs, run_count, at, low * L, c0 > 0);
+      ran |= 1u << (high - low - 1);
     }
   }
-  mark_tiles<float>(ran, false, narrow);
+  mark_tiles<float>(ran, false, to.vectors);
 }
 
 // The outputs of a block once more by the direct kernel, into those of its tiles that are bad.
@@ -155,8 +156,8 @@ inline void winograd_again(const TapConv& job, const WinogradBlocking& b, const 
                    cols, x_end);
       pack_weights<S>(job, {t.g, panel, c0, cn}, weights);
       const int64_t run_count = make_runs(job, slab, 0, cn, runs);
-      accumulate_block(job, slab, P, Q, runs, run_count, weights, again, c0 > 0,
-                       is_narrow<float>(job.K - panel * L));
+      const int vectors = tile_vectors<float>(min64(L, job.K - panel * L));
+      accumulate_block(job, slab, P, Q, runs, run_count, {vectors, weights, 0, again, 0}, c0 > 0);
     }
     for (int64_t i = 0; i < t.rows.count(); ++i)
       for (int64_t j = 0; j < t.cols.count(); ++j) {
@@ -172,7 +173,7 @@ inline void winograd_again(const TapConv& job, const WinogradBlocking& b, const 
 
 // M to the outputs of every tile; true where one is not finite.
 inline bool winograd_outputs(const WinogradBlocking& b, const TileBlock& t, const float* m,
-                             float* y, char* bad, bool narrow) {
+                             float* y, char* bad, int64_t lanes) {
   constexpr int W = kW<float>, L = kPanel<float>;
   const int64_t P = t.rows.outputs, Q = t.cols.outputs;
   bool any = false;
@@ -183,7 +184,7 @@ inline bool winograd_outputs(const WinogradBlocking& b, const TileBlock& t, cons
         float* to = y + (n * P * Q + t.rows.start(i) * Q + t.cols.start(j)) * L;
         const int64_t rows = t.rows.size(i), cols = t.cols.size(j);
         Lane sum = {};
-        for (int half = 0; half < (narrow ? W : L); half += W) {
+        for (int half = 0; half < lanes; half += W) {
           const float* from = m + tile * L + half;
           if (b.form.points_h() == 4)
             sum += output_tile<4, 2>(from, b.m_point, to + half, Q * L, L, rows, cols);
@@ -220,22 +221,30 @@ inline void winograd_run(const TapConv& job, const WinogradBlocking& b, const fl
       filled = block;
     }
     const float* v = inputs ? inputs + block * b.form.points() * b.v_point : (float*)own;
-    for (int64_t panel = first; panel < min64(first + b.panels, panels); ++panel) {
-      const bool narrow = is_narrow<float>(job.K - panel * L);
+    const int64_t last = min64(first + b.panels, panels);
+    for (int64_t panel = first, next; panel < last; panel = next) {
+      const int vectors = tile_vectors<float>(min64(job.K, last * L) - panel * L);
+      next = panel + (vectors == 4 ? 2 : 1);
+      const int64_t m_panel = b.form.points() * b.m_point, u_panel = b.chunks * b.u_chunk;
       for (int64_t chunk = 0; chunk < b.chunks; ++chunk) {
-        const float* weights = u;
+        TilePanels<float> to = {vectors, u, b.u_chunk, m, m_panel};
         if (packed)
-          weights = packed + ((t.g * panels + panel) * b.chunks + chunk) * b.u_chunk;
+          to.w = packed + (t.g * panels + panel) * u_panel + chunk * b.u_chunk, to.next_w = u_panel;
         else
-          winograd_weights<S>(job, b, t.g, panel, chunk, (float*)(own + at.weights), u);
-        winograd_multiply(job, b, t, v, weights, chunk * b.chunk, m, (Run*)(own + at.runs), narrow);
+          for (int64_t i = panel; i < next; ++i)
+            winograd_weights<S>(job, b, t.g, i, chunk, (float*)(own + at.weights),
+                                u + (i - panel) * b.u_chunk);
+        winograd_multiply(job, b, t, v, chunk * b.chunk, to, (Run*)(own + at.runs));
       }
-      if (winograd_outputs(b, t, m, y, own + at.bad, narrow))
-        winograd_again<S>(job, b, t, panel, own, at);
-      for (int64_t n = 0; n < t.images; ++n)
-        store_panel<S>(panel_store<S>(job, t.n0 + n, t.g, panel),
-                       y + n * t.rows.outputs * t.cols.outputs * L, t.p0, t.q0, t.rows.outputs,
-                       t.cols.outputs);
+      for (int64_t i = panel; i < next; ++i) {
+        const float* from = m + (i - panel) * m_panel;
+        if (winograd_outputs(b, t, from, y, own + at.bad, min64(L, job.K - i * L)))
+          winograd_again<S>(job, b, t, i, own, at);
+        for (int64_t n = 0; n < t.images; ++n)
+          store_panel<S>(panel_store<S>(job, t.n0 + n, t.g, i),
+                         y + n * t.rows.outputs * t.cols.outputs * L, t.p0, t.q0, t.rows.outputs,
+                         t.cols.outputs);
+      }
     }
   }
 }

@@ -58,15 +58,17 @@ std::string cpu_isas() {
 }
 
 std::vector<std::pair<std::string, bool>> cpu_tiles() {
+  constexpr const char* kVectors[] = {"1 vector", "2 vectors", "4 vectors"};
   std::vector<std::pair<std::string, bool>> tiles;
   for (const Isa& isa : isas())
-    for (int bit = 0; bit < 64; ++bit)
-      if (bit % 8 < kTileOperands)
-        tiles.emplace_back(std::string(isa.table->isa) + (bit % 16 < 8 ? " float32" : " float64") +
-                               (bit % 32 < 16 ? "" : " weight_grad") +
-                               (bit < 32 ? " tile " : " narrow tile ") +
-                               std::to_string(bit % 8 + 1),
-                           *isa.table->tiles_ran >> bit & 1);
+    for (int width = 0; width < (isa.table->pairs ? 3 : 2); ++width)
+      for (int bit = 0; bit < 32; ++bit)
+        if (bit % 8 < kTileOperands)
+          tiles.emplace_back(std::string(isa.table->isa) +
+                                 (bit % 16 < 8 ? " float32" : " float64") +
+                                 (bit < 16 ? " tile " : " weight_grad tile ") +
+                                 std::to_string(bit % 8 + 1) + " of " + kVectors[width],
+                             isa.table->tiles_ran[width] >> bit & 1);
   return tiles;
 }
 

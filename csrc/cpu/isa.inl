@@ -156,9 +156,10 @@ const KernelTable FASTCONV_TABLE = {
     FASTCONV_NS::winog_inputs, FASTCONV_NS::winog_run,     FASTCONV_NS::dw_scratch,
     FASTCONV_NS::dw_run,       FASTCONV_NS::wg_scratch,    FASTCONV_NS::wg_run,
     FASTCONV_NS::dwg_scratch,  FASTCONV_NS::dwg_run,       FASTCONV_NS::bg_run,
-    &FASTCONV_NS::tiles_ran,   FASTCONV_NS::fma_peak,      FASTCONV_NS::pl_scratch,
-    FASTCONV_NS::mp_run,       FASTCONV_NS::mpg_run,       FASTCONV_NS::gather_run,
-    FASTCONV_NS::ap_run,       FASTCONV_NS::apg_run,       FASTCONV_NS::pr_run,
+    FASTCONV_NS::tiles_ran,    FASTCONV_NS::kPairs,        FASTCONV_NS::fma_peak,
+    FASTCONV_NS::pl_scratch,   FASTCONV_NS::mp_run,        FASTCONV_NS::mpg_run,
+    FASTCONV_NS::gather_run,   FASTCONV_NS::ap_run,        FASTCONV_NS::apg_run,
+    FASTCONV_NS::pr_run,
 };
 
 }  // namespace fastconv

@@ -113,7 +113,8 @@ struct KernelTable {
   // db[k] = sum over n, p, q of dy, for k in [begin, end).
   void (*bias_grad_run)(const View& dy, DType dtype, void* db, int64_t begin, int64_t end);
 
-  const uint64_t* tiles_ran;               // see tile.inl
+  const uint32_t* tiles_ran;  // see tile.inl: of 1, 2 and 4 vectors
+  bool pairs;
   double (*fma_peak)(int64_t iterations);  // FLOPs done, for calibration
 
   int64_t (*pool_scratch)(const PoolJob&);

@@ -128,18 +128,18 @@ inline void store_panel(const PanelStore<S>& to, const Compute<S>* acc, int64_t 
 
 // A whole tile from registers to channel-last y: its stores are on the way while the next is
 // summed.
-template <Activation kActivation, class S>
+template <int V, Activation kActivation, class S>
 __attribute__((noinline)) void tile_to_channels(const Compute<S>* const* x, const Run* runs,
-                                                int64_t run_count, const Compute<S>* w,
+                                                int64_t run_count, const TilePanels<Compute<S>>& to,
                                                 const Compute<S>* bias, S* y, int64_t y_q) {
   typedef Compute<S> T;
   constexpr int W = kW<T>;
-  Vec<T> sums[2][kTile];
-  sum_tile<T, kTile, 2>(x, runs, run_count, w, sums);
+  Vec<T> sums[V][kTile];
+  sum_tile<T, kTile, V>(x, runs, run_count, to.w, to.next_w, sums);
 #pragma GCC unroll 6
   for (int j = 0; j < kTile; ++j)
-#pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v)
       store_narrowed<S>(y + j * y_q + v * W,
                         activate<T>(sums[v][j] + load<T>(bias + v * W), kActivation));
 }

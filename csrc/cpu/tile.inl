@@ -1,10 +1,11 @@
-// The register tile every dense kernel is built on: J broadcast operands times two vectors.
+// The register tile every dense kernel is built on: J broadcast operands times V vectors.
 //
-//   acc[j][0..2W) (+)= sum over runs, over i < count of x[j][offset + i * step] * w[i][0..2W)
+//   acc[j][0..V W) (+)= sum over runs, over i < count of x[j][offset + i * step] * w[i][0..V W)
 //
 // Forward: j are pixels, w packed weights. Weight gradient: j are (c, r, s), w packed dy.
 // Each call sums from zero and then adds: partial sums keep the error of float32 small.
-// Six operands and two vectors: 12 accumulators, 8 loads for 12 FMAs, one address register each.
+// Six operands and two vectors, a panel: 12 accumulators, 8 loads for 12 FMAs, one address register
+// each. Where there are 32 registers, two panels side by side: 24 accumulators, 10 loads for 24.
 namespace fastconv::FASTCONV_NS {
 
 struct Run {
@@ -12,32 +13,44 @@ struct Run {
 };
 
 constexpr int kTile = kTileOperands;
+constexpr bool kPairs = FASTCONV_BYTES == 64;  // AVX-512's 32 registers
 
-// Which tiles ran, for the tests' register: bit J - 1, 8 higher in double, 16 in a weight gradient,
-// 32 where only the first vector is wanted.
-static uint64_t tiles_ran;
+// Which tiles ran, for the tests' register: of 1, 2 or 4 vectors, bit J - 1, 8 higher in double, 16
+// in a weight gradient.
+static uint32_t tiles_ran[3];
 
 template <class T>
-inline void mark_tiles(uint64_t ran, bool weight_grad, bool narrow) {
-  const int shift = (sizeof(T) == 8 ? 8 : 0) + (weight_grad ? 16 : 0) + (narrow ? 32 : 0);
-  __atomic_fetch_or(&tiles_ran, ran << shift, __ATOMIC_RELAXED);
+inline void mark_tiles(uint32_t ran, bool weight_grad, int vectors) {
+  const int shift = (sizeof(T) == 8 ? 8 : 0) + (weight_grad ? 16 : 0);
+  __atomic_fetch_or(&tiles_ran[vectors / 2], ran << shift, __ATOMIC_RELAXED);
 }
 
-// A panel of so few output channels needs the first of its two vectors only.
+// Vectors of a tile for that many output channels from a panel's first on; 4: of a pair of panels.
 template <class T>
-inline bool is_narrow(int64_t lanes) {
-  return lanes <= kW<T>;
+inline int tile_vectors(int64_t lanes) {
+  if (kPairs && lanes > kPanel<T> + kW<T>) return 4;
+  return lanes > kW<T> ? 2 : 1;
 }
+
+// The panels of a tile: weights and accumulators of the first, and how far those of the second are.
+template <class T>
+struct TilePanels {
+  int vectors;
+  const T* w;
+  int64_t next_w;
+  T* acc;
+  int64_t next_acc;
+};
 
 template <class T, int J, int V>
 FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_count, const T* w,
-                              Vec<T> (&sums)[V][J]) {
+                              int64_t next, Vec<T> (&sums)[V][J]) {
   constexpr int W = kW<T>;
   const T* base[J];
 #pragma GCC unroll 6
   for (int j = 0; j < J; ++j) {
     base[j] = x[j];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) sums[v][j] = Vec<T>{};
   }
   for (const Run* run = runs; run < runs + run_count; ++run) {
@@ -45,13 +58,13 @@ FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_co
     const int64_t step = run->step;
     for (int64_t i = run->count; i > 0; --i) {
       Vec<T> wv[V];
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) wv[v] = load<T>(w + v * W);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) wv[v] = load<T>(w + v / 2 * next + v % 2 * W);
       w += 2 * W;
 #pragma GCC unroll 6
       for (int j = 0; j < J; ++j) {
         const Vec<T> b = broadcast<T>(base[j][o]);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int v = 0; v < V; ++v) fma<T>(sums[v][j], wv[v], b);
       }
       o += step;
@@ -61,37 +74,40 @@ FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_co
 
 template <class T, int J, int V>
 __attribute__((noinline)) void fma_tile(const T* const* x, const Run* runs, int64_t run_count,
-                                        const T* w, T* acc, bool accumulate) {
+                                        const TilePanels<T>& to, int64_t at, bool accumulate) {
   constexpr int W = kW<T>;
   Vec<T> sums[V][J];
-  sum_tile<T, J, V>(x, runs, run_count, w, sums);
+  sum_tile<T, J, V>(x, runs, run_count, to.w, to.next_w, sums);
 #pragma GCC unroll 6
   for (int j = 0; j < J; ++j)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      T* to = acc + (2 * j + v) * W;
-      store<T>(to, accumulate ? load<T>(to) + sums[v][j] : sums[v][j]);
+      T* acc = to.acc + at + v / 2 * to.next_acc + (2 * j + v % 2) * W;
+      store<T>(acc, accumulate ? load<T>(acc) + sums[v][j] : sums[v][j]);
     }
 }
 
 template <class T, int V>
 FASTCONV_INLINE void fma_tile(int J, const T* const* x, const Run* runs, int64_t run_count,
-                              const T* w, T* acc, bool accumulate) {
+                              const TilePanels<T>& to, int64_t at, bool accumulate) {
   switch (J) {
-    case 1: return fma_tile<T, 1, V>(x, runs, run_count, w, acc, accumulate);
-    case 2: return fma_tile<T, 2, V>(x, runs, run_count, w, acc, accumulate);
-    case 3: return fma_tile<T, 3, V>(x, runs, run_count, w, acc, accumulate);
-    case 4: return fma_tile<T, 4, V>(x, runs, run_count, w, acc, accumulate);
-    case 5: return fma_tile<T, 5, V>(x, runs, run_count, w, acc, accumulate);
-    default: return fma_tile<T, 6, V>(x, runs, run_count, w, acc, accumulate);
+    case 1: return fma_tile<T, 1, V>(x, runs, run_count, to, at, accumulate);
+    case 2: return fma_tile<T, 2, V>(x, runs, run_count, to, at, accumulate);
+    case 3: return fma_tile<T, 3, V>(x, runs, run_count, to, at, accumulate);
+    case 4: return fma_tile<T, 4, V>(x, runs, run_count, to, at, accumulate);
+    case 5: return fma_tile<T, 5, V>(x, runs, run_count, to, at, accumulate);
+    default: return fma_tile<T, 6, V>(x, runs, run_count, to, at, accumulate);
   }
 }
 
+// Into the accumulators from element `at` of each panel on.
 template <class T>
-FASTCONV_INLINE void fma_tile(bool narrow, int J, const T* const* x, const Run* runs,
-                              int64_t run_count, const T* w, T* acc, bool accumulate) {
-  if (narrow) return fma_tile<T, 1>(J, x, runs, run_count, w, acc, accumulate);
-  return fma_tile<T, 2>(J, x, runs, run_count, w, acc, accumulate);
+FASTCONV_INLINE void fma_tile(int J, const T* const* x, const Run* runs, int64_t run_count,
+                              const TilePanels<T>& to, int64_t at, bool accumulate) {
+  if constexpr (kPairs)
+    if (to.vectors == 4) return fma_tile<T, 4>(J, x, runs, run_count, to, at, accumulate);
+  if (to.vectors == 1) return fma_tile<T, 1>(J, x, runs, run_count, to, at, accumulate);
+  return fma_tile<T, 2>(J, x, runs, run_count, to, at, accumulate);
 }
 
 // FLOPs of `iterations` rounds of twelve independent FMAs, for calibration.

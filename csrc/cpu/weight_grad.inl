@@ -18,7 +18,8 @@ inline WeightGradScratch weight_grad_scratch(const WeightGrad& job, const Blocki
   s.dy = align64(slab_elements(b.chunk, slab_rows(b.rows, job.stride_h, job.rows),
                                slab_rows(b.cols, job.stride_w, job.cols), sizeof(T)) *
                  sizeof(T));
-  s.sums = s.dy + align64(b.rows * b.cols * kPanel<T> * sizeof(T));
+  const int64_t panels = kPairs ? 2 : 1;  // of a tile
+  s.sums = s.dy + align64(panels * b.rows * b.cols * kPanel<T> * sizeof(T));
   s.offsets = s.sums + align64(b.panels * entries * kPanel<T> * sizeof(T));
   s.runs = s.offsets + align64(entries * sizeof(int64_t));
   s.total = s.runs + align64(b.rows * sizeof(Run));
@@ -40,24 +41,24 @@ inline void entry_offsets(const WeightGrad& job, const Slab<T>& slab, int64_t cn
       }
 }
 
-// sums[entry][kPanel] += the block's products, for one panel of dy.
+// Sums [entry][kPanel] += the block's products; `to` holds dy and the sums of its panels.
 template <class T>
 inline void add_block(const Slab<T>& slab, const int64_t* offsets, int64_t entries, const Run* runs,
-                      int64_t rows, const T* dy, T* sums, bool narrow) {
+                      int64_t rows, const TilePanels<T>& to) {
   constexpr int L = kPanel<T>;
   const int64_t tiles = ceil_div(entries, kTile);
   const T* x[kTile];
   int64_t e = 0;
-  uint64_t ran = 0;
+  uint32_t ran = 0;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t end = entries * (t + 1) / tiles;
     const int J = (int)(end - e);
     for (int j = 0; j < J; ++j) x[j] = slab.data + offsets[e + j];
-    fma_tile<T>(narrow, J, x, runs, rows, dy, sums + e * L, true);
+    fma_tile<T>(J, x, runs, rows, to, e * L, true);
     ran |= 1u << (J - 1);
     e = end;
   }
-  mark_tiles<T>(ran, true, narrow);
+  mark_tiles<T>(ran, true, to.vectors);
 }
 
 // sums [entry][kPanel] to dw, which is dense KCRS: a row of dw is contiguous over (c, r, s).
@@ -131,12 +132,17 @@ inline void weight_grad_run(const WeightGrad& job, const Blocking& b, void* scra
       entry_offsets(job, slab, cn, offsets);
       for (int64_t i = 0; i < rows; ++i)
         runs[i] = {i * job.stride_h * slab.h, job.stride_w * slab.w, cols};
-      for (int64_t panel = first; panel < last; ++panel) {
-        const S* from = (const S*)job.dy + n * job.dys[0] + (g * job.K + panel * L) * job.dys[1];
-        pack_gradient<S>(job, dy, from + p0 * job.dys[2] + q0 * job.dys[3], rows, cols,
-                         min64(L, job.K - panel * L), dy_end);
-        add_block(slab, offsets, entries, runs, rows, dy, sums + (panel - first) * entries * L,
-                  is_narrow<T>(job.K - panel * L));
+      const S* from = (const S*)job.dy + n * job.dys[0] + g * job.K * job.dys[1] + p0 * job.dys[2] +
+                      q0 * job.dys[3];
+      const int64_t dy_panel = rows * cols * L;
+      for (int64_t panel = first, next; panel < last; panel = next) {
+        const int vectors = tile_vectors<T>(min64(job.K, last * L) - panel * L);
+        next = panel + (vectors == 4 ? 2 : 1);
+        for (int64_t i = panel; i < next; ++i)
+          pack_gradient<S>(job, dy + (i - panel) * dy_panel, from + i * L * job.dys[1], rows, cols,
+                           min64(L, job.K - i * L), dy_end);
+        T* acc = sums + (panel - first) * entries * L;
+        add_block<T>(slab, offsets, entries, runs, rows, {vectors, dy, dy_panel, acc, entries * L});
       }
     }
     for (int64_t panel = first; panel < last; ++panel)

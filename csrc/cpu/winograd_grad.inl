@@ -82,8 +82,8 @@ inline void winograd_grad_multiply(const WeightGrad& job, const WinogradBlocking
   constexpr int W = kW<float>, L = kPanel<float>;
   const int64_t panels = ceil_div(job.K, L), cn = min64(b.chunk, job.C - c0);
   const int64_t points = b.form.points(), first = segment * b.segment;
-  const bool narrow = is_narrow<float>(job.K - panel * L);
-  uint64_t ran = 0;
+  const int vectors = tile_vectors<float>(min64(L, job.K - panel * L));
+  uint32_t ran = 0;
   for (int64_t at = 0; at < min64(b.segment, b.blocks - first); ++at) {
     const TileBlock t = tile_block(job, b, first + at);
     if (t.g != g) continue;
@@ -101,13 +101,13 @@ inline void winograd_grad_multiply(const WeightGrad& job, const WinogradBlocking
         const float* x[kTile];
         for (int64_t c = low; c < high; ++c)
           x[c - low] = from + (c0 + c) / W * t.tiles() * W + (c0 + c) % W;
-        fma_tile<float>(narrow, (int)(high - low), x, &run, 1, w, z + xi * b.m_point + low * L,
-                        true);
+        fma_tile<float>((int)(high - low), x, &run, 1, {vectors, w, 0, z + xi * b.m_point, 0},
+                        low * L, true);
         ran |= 1u << (high - low - 1);
       }
     }
   }
-  mark_tiles<float>(ran, true, narrow);
+  mark_tiles<float>(ran, true, vectors);
 }
 
 // Tasks [begin, end) of (group, panel, chunk), for one segment. Null `sums`: there is only one;
