@@ -49,8 +49,7 @@ inline const Schema kSchemas[] = {
 
 // Of the CPU, for layers whose weights do not change: packed by the one, used by the other.
 inline const Schema kPackedSchemas[] = {
-    {"conv2d_pack",
-     "(Tensor weight, SymInt batch, SymInt height, SymInt width, " CONV_WINDOW ") -> Tensor"},
+    {"conv2d_pack", "(Tensor input, Tensor weight, " CONV_WINDOW ") -> Tensor"},
     {"conv2d_packed",
      "(Tensor input, Tensor weight, Tensor packed, Tensor? bias, Tensor? residual, " CONV_WINDOW
      ", int activation) -> Tensor"},

@@ -64,10 +64,9 @@ class WeightCache:
 
     def add(self, problem: tuple, weight: Tensor, input: Tensor, window: tuple) -> bool:
         """Packs the weights for a problem; False where they are past the limit."""
-        n, _, h, w = input.shape
         if len(self.problems) >= _PROBLEMS:
             self.problems.clear()
-        packed = _pack(weight, n, h, w, *window)
+        packed = _pack(input, weight, *window)
         for other in self.tensors():
             if other.shape == packed.shape and torch.equal(other[:_HEAD], packed[:_HEAD]):
                 packed = other
@@ -106,7 +105,7 @@ def cached_conv2d(
     if cache is None or not cache.holds(weight):
         cache = attributes["_weight_cache"] = WeightCache(weight)
     settings = layer.stride, layer.padding, layer.dilation, layer.groups
-    problem = input.shape, settings
+    problem = input.shape, input.stride(), settings
     if (found := cache.problems.get(problem)) is None:
         if _limit() == 0:
             return None

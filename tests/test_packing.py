@@ -130,16 +130,16 @@ def test_problems_that_agree_share_their_weights(monkeypatch):
 def test_weights_of_another_problem_are_refused():
     conv, other = layer(), layer("direct")
     window = (1, 1, 1, 1, 1, 1, 1, 1, 1)
-    packed = torch.ops.fastconv.conv2d_pack(other.weight, 1, 9, 11, *window)
+    x = torch.randn(1, 16, 9, 11)
+    packed = torch.ops.fastconv.conv2d_pack(x[:, : other.in_channels], other.weight, *window)
     with pytest.raises(RuntimeError, match="another problem"):
-        x = torch.randn(1, 16, 9, 11)
         torch.ops.fastconv.conv2d_packed(x, conv.weight, packed, None, None, *window, 0)
 
 
 def test_opcheck():
     conv, x = layer().requires_grad_(False), torch.randn(1, 16, 9, 11)
     window = (1, 1, 1, 1, 1, 1, 1, 1, 1)
-    packed = torch.ops.fastconv.conv2d_pack(conv.weight, 1, 9, 11, *window)
+    packed = torch.ops.fastconv.conv2d_pack(x, conv.weight, *window)
     residual = torch.randn(1, 24, 9, 11)
     arguments = (x, conv.weight, packed, conv.bias, residual, *window, 1)
     torch.library.opcheck(torch.ops.fastconv.conv2d_packed.default, arguments)

@@ -49,8 +49,48 @@ static inline int64_t task_panels(int64_t panels, int64_t blocks, int64_t thread
   return even_share(panels, ceil_div(panels, min64(wanted, panels)));
 }
 
+// Whether a tile's vectors run along a row of pixels: in any layout where output channels would
+// fill half a vector; where y is planar, if the sums are so short that transposing them counts (1x1
+// of more than 256 channels lost up to 13 %), or written by stride phase. Not where the last vector
+// of a row would be mostly empty.
+static inline bool along_rows(const TapConv& job, int64_t lanes) {
+  if (job.stride_w != 1 || job.Q == 0) return false;
+  const double filled = (double)job.Q / (double)(ceil_div(job.Q, lanes) * lanes);
+  const int64_t taps = job.rows.count * job.cols.count;
+  if (2 * job.K <= lanes && filled > (double)job.K / (double)lanes) return true;
+  return job.ys[1] != 1 && filled > 0.85 &&
+         (job.C <= 4 || job.ys[3] != 1 || (taps <= 1 && job.C <= 256));
+}
+
+constexpr int64_t kRowBytes = 384 * 1024;      // of a block's inputs and sums, in L2
+constexpr int64_t kRowChunkBytes = 32 * 1024;  // inputs of a tile of one chunk
+
+static inline Blocking row_blocking(const TapConv& job, int64_t lanes, int64_t element,
+                                    int64_t threads) {
+  Blocking b = {};
+  b.along_rows = b.planar = true;
+  const int64_t vector = lanes * element, vectors = ceil_div(job.Q, lanes);
+  const int64_t most = max64(kRowBytes / ((job.C + job.K) * vector), 4);
+  b.cols = min64(even_share(vectors, most) * lanes, job.Q);
+  const int64_t slab = job.C * slab_rows(b.cols, 1, job.cols) * element;
+  const int64_t row = slab * job.stride_h + job.K * b.cols * element;
+  const int64_t halo = slab * max64(job.rows.count - 1, 0) * job.rows.offset_step;
+  b.rows = even_share(job.P, max64((kRowBytes - halo) / row, 1));
+  b.row_blocks = ceil_div(job.P, b.rows), b.col_blocks = ceil_div(job.Q, b.cols);
+  const int64_t window = max64(job.rows.count, 1) * min64(b.cols, 4 * lanes) * element;
+  b.chunk = even_share(job.C, max64(kRowChunkBytes / window, 8));
+  b.chunk_blocks = ceil_div(job.C, b.chunk);
+  const int64_t blocks = job.N * job.G * b.row_blocks * b.col_blocks;
+  b.panels = task_panels(ceil_div(job.K, kTileOperands), blocks, threads);
+  b.panel_blocks = ceil_div(ceil_div(job.K, kTileOperands), b.panels);
+  b.tasks = blocks * b.panel_blocks;
+  b.packed = job.dtype == DType::f16 || job.dtype == DType::bf16;  // widened; else read in place
+  return b;
+}
+
 static inline Blocking conv_blocking(const TapConv& job, int64_t panel, int64_t element,
                                      int64_t threads) {
+  if (along_rows(job, panel / 2)) return row_blocking(job, panel / 2, element, threads);
   Blocking b = {};
   const int64_t taps = max64(job.rows.count * job.cols.count, 1);
   b.planar = planar_slab(job.C, job.xs);
@@ -68,6 +108,21 @@ static inline Blocking conv_blocking(const TapConv& job, int64_t panel, int64_t 
   // Weights that are read once or twice are packed as they are used, and never leave the cache.
   b.packed = blocks > 2 * job.G;
   return b;
+}
+
+// A task of a TapConv: a block of outputs of an image and group, and its first panel.
+struct ConvBlock {
+  int64_t block, panel, n, g, p0, q0, rows, cols;
+};
+
+static inline ConvBlock conv_block(const TapConv& job, const Blocking& b, int64_t task) {
+  ConvBlock t;
+  t.block = task / b.panel_blocks, t.panel = task % b.panel_blocks * b.panels;
+  const int64_t above = t.block / b.col_blocks, image = above / b.row_blocks;
+  t.q0 = t.block % b.col_blocks * b.cols, t.p0 = above % b.row_blocks * b.rows;
+  t.n = image / job.G, t.g = image % job.G;
+  t.rows = min64(b.rows, job.P - t.p0), t.cols = min64(b.cols, job.Q - t.q0);
+  return t;
 }
 
 // Depthwise by vectors along channels; its tasks are rows of outputs, else they are planes.

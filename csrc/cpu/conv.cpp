@@ -36,8 +36,8 @@ void set_strides(int64_t to[4], const View& v) {
 
 namespace {
 
-// The forward job of a problem, without its tensors but for the weights.
-TapConv forward_job(const ConvProblem& p, const View& w) {
+// The forward job of a problem with a dense output; x and w may be sizes and strides only.
+TapConv forward_job(const ConvProblem& p, const View& x, const View& w) {
   TapConv job = {};
   job.N = p.N, job.G = p.G, job.C = p.C / p.G, job.K = p.K / p.G;
   job.H = p.H, job.W = p.W, job.P = p.P, job.Q = p.Q;
@@ -46,9 +46,12 @@ TapConv forward_job(const ConvProblem& p, const View& w) {
   job.rows = forward_axis(p.R, p.dil_h, p.pad_t);
   job.cols = forward_axis(p.S, p.dil_w, p.pad_l);
   job.dtype = p.dtype, job.activation = p.activation;
-  job.w = w.data;
+  job.x = x.data, job.w = w.data;
+  set_strides(job.xs, x);
   job.ws[0] = job.K * w.stride[0];
   for (int i = 0; i < 4; ++i) job.ws[i + 1] = w.stride[i];
+  const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
+  dense_strides(y_size, channels_last(x), job.ys);
   return job;
 }
 
@@ -57,17 +60,22 @@ const PlanRow& forward_plan(const ConvProblem& p) { return plan(p, kCpu, Directi
 // A tensor of packed weights: its key, then they.
 constexpr int64_t kPackingHead = 64;  // elements: whole cache lines
 
-// The weights in `packed`, once it is seen to be this problem's.
+// The weights in `packed`, once it is seen to be this weight's; null where another plan's.
 const void* unpacked(const Tensor& packed, const TapConv& job, const PlanRow& row) {
   const Packing packing = conv_packing(job, row);
   const bool f64 = job.dtype == DType::f64;
-  bool fits = packed.dim() == 1 && packed.size(0) == kPackingHead + packing.size &&
+  bool fits = packed.dim() == 1 && packed.size(0) >= kPackingHead &&
               dtype_of(packed, "conv2d_packed") == (f64 ? DType::f64 : DType::f32);
   const void* data = packed.const_data_ptr();
-  for (int i = 0; fits && i < kPackingKey; ++i)
-    fits = (f64 ? ((const double*)data)[i] : ((const float*)data)[i]) == packing.key[i];
+  auto agrees = [&](int i) {
+    return (f64 ? ((const double*)data)[i] : ((const float*)data)[i]) == packing.key[i];
+  };
+  for (int i = kPackingPlan; fits && i < kPackingKey; ++i) fits = agrees(i);
+  bool same_plan = fits;
+  for (int i = 0; same_plan && i < kPackingPlan; ++i) same_plan = agrees(i);
+  fits = fits && (!same_plan || packed.size(0) == kPackingHead + packing.size);
   check(fits, "conv2d_packed: packed holds the weights of another problem");
-  return packing.size ? (const char*)data + kPackingHead * (f64 ? 8 : 4) : nullptr;
+  return same_plan && packing.size ? (const char*)data + kPackingHead * (f64 ? 8 : 4) : nullptr;
 }
 
 Tensor conv2d_forward(const Tensor& input, const Tensor& weight, const Tensor* packed,
@@ -76,12 +84,9 @@ Tensor conv2d_forward(const Tensor& input, const Tensor& weight, const Tensor* p
   const ConvProblem p = conv2d_problem(input, weight, bias, residual, settings);
   const View x = view_of(input, "conv2d", "input"), w = view_of(weight, "conv2d", "weight");
   const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
-  const Tensor output = empty4(input, y_size, channels_last(x), p.dtype);
-  const View y = view_of(output, "conv2d", "output");
-  TapConv job = forward_job(p, w);
-  job.x = x.data, job.y = y.data;
-  set_strides(job.xs, x);
-  set_strides(job.ys, y);
+  TapConv job = forward_job(p, x, w);
+  const Tensor output = empty(input, 4, y_size, job.ys, torch_dtype(p.dtype));
+  job.y = output.mutable_data_ptr();
   if (bias) job.bias = bias->const_data_ptr(), job.bias_s = bias->stride(0);
   if (residual) {
     const View r = view_of(*residual, "conv2d", "residual");
@@ -115,16 +120,14 @@ Tensor conv2d_packed_cpu(const Tensor& input, const Tensor& weight, const Tensor
       {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, activation});
 }
 
-Tensor conv2d_pack_cpu(const Tensor& weight, int64_t N, int64_t H, int64_t W, int64_t stride_h,
+Tensor conv2d_pack_cpu(const Tensor& input, const Tensor& weight, int64_t stride_h,
                        int64_t stride_w, int64_t pad_t, int64_t pad_l, int64_t pad_b, int64_t pad_r,
                        int64_t dil_h, int64_t dil_w, int64_t groups) {
   const char* op = "conv2d_pack";
-  const View w = view_of(weight, op, "weight");
-  const int64_t x_size[4] = {N, w.size[1] * groups, H, W};
-  const ConvProblem p = make_conv_problem(
-      x_size, w.size, {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0},
-      dtype_of(weight, op));
-  const TapConv job = forward_job(p, w);
+  const ConvProblem p =
+      conv2d_problem(input, weight, {}, {},
+                     {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0});
+  const TapConv job = forward_job(p, view_of(input, op, "input"), view_of(weight, op, "weight"));
   const Packing packing = conv_packing(job, forward_plan(p));
   const int64_t size[1] = {kPackingHead + packing.size}, stride[1] = {1};
   const bool f64 = p.dtype == DType::f64;

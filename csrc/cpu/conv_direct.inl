@@ -142,11 +142,7 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
   Slab<T> slab = {};
   int64_t filled = -1;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t block = task / b.panel_blocks, first = task % b.panel_blocks * b.panels;
-    const int64_t q0 = block % b.col_blocks * b.cols, above = block / b.col_blocks;
-    const int64_t p0 = above % b.row_blocks * b.rows;
-    const int64_t g = above / b.row_blocks % job.G, n = above / b.row_blocks / job.G;
-    const int64_t rows = min64(b.rows, job.P - p0), cols = min64(b.cols, job.Q - q0);
+    const auto [block, first, n, g, p0, q0, rows, cols] = conv_block(job, b, task);
     if (rows <= 0 || cols <= 0) continue;
     if (block != filled && taps) {
       const int64_t slab_h = slab_rows(rows, job.stride_h, job.rows);

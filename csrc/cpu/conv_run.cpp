@@ -52,9 +52,9 @@ int64_t panel_pairs(const TapConv& job) {  // (group, panel)
 }
 
 void pack_direct(const TapConv& job, const Blocking& b, void* packed) {
-  parallel_tasks(panel_pairs(job), flops(job), [&](int64_t begin, int64_t end) {
-    cpu_kernels().conv_pack(job, b, packed, begin, end);
-  });
+  parallel_tasks(
+      b.along_rows ? job.G * job.K : panel_pairs(job), flops(job),
+      [&](int64_t begin, int64_t end) { cpu_kernels().conv_pack(job, b, packed, begin, end); });
 }
 
 void run_direct(const TapConv& job, const void* packed) {
@@ -62,7 +62,7 @@ void run_direct(const TapConv& job, const void* packed) {
   const Blocking b = direct_blocking(job);
   if (b.packed && !packed) {
     const int64_t element = job.dtype == DType::f64 ? 8 : 4;
-    void* shared = scratch(Slot::shared, kernels.conv_packed_size(job) * element + 64);
+    void* shared = scratch(Slot::shared, kernels.conv_packed_size(job, b) * element + 64);
     pack_direct(job, b, shared);
     packed = shared;
   }
@@ -132,9 +132,17 @@ void run_depthwise(const TapConv& job) {
                  });
 }
 
+// The job as its algorithm runs it.
+TapConv prepared(TapConv job, const PlanRow& row) {
+  if (row.algorithm == Algorithm::conv1x1)
+    fold_pixels(job, {job.xs, job.ys, job.residual ? job.rs : job.ys});
+  return job;
+}
+
 }  // namespace
 
-Packing conv_packing(const TapConv& job, const PlanRow& row) {
+Packing conv_packing(const TapConv& given, const PlanRow& row) {
+  const TapConv job = prepared(given, row);
   const int64_t algorithm = static_cast<int64_t>(row.algorithm), lanes = panel_pairs(job);
   switch (row.algorithm) {
     case Algorithm::depthwise: return {};
@@ -144,27 +152,28 @@ Packing conv_packing(const TapConv& job, const PlanRow& row) {
           {algorithm, lanes, b.chunk, b.form.m_h, b.form.m_w, job.G, job.K, job.C, job.R, job.S},
           lanes * b.chunks * b.u_chunk};
     }
-    default:
-      return {
-          {algorithm, lanes, direct_blocking(job).chunk, 0, 0, job.G, job.K, job.C, job.R, job.S},
-          cpu_kernels().conv_packed_size(job)};
+    default: {
+      const Blocking b = direct_blocking(job);
+      const int64_t chunk = b.along_rows ? 0 : b.chunk;
+      return {{algorithm, lanes, chunk, 0, 0, job.G, job.K, job.C, job.R, job.S},
+              cpu_kernels().conv_packed_size(job, b)};
+    }
   }
 }
 
-void conv_pack(const TapConv& job, const PlanRow& row, void* packed) {
+void conv_pack(const TapConv& given, const PlanRow& row, void* packed) {
+  const TapConv job = prepared(given, row);
   if (row.algorithm == Algorithm::winograd)
     pack_winograd(job, winograd_blocking(job), (float*)packed);
   else
     pack_direct(job, direct_blocking(job), packed);
 }
 
-void conv_run(TapConv job, const PlanRow& row, Direction direction, const void* packed) {
+void conv_run(const TapConv& given, const PlanRow& row, Direction direction, const void* packed) {
+  const TapConv job = prepared(given, row);
   if (job.N * job.G * job.K * job.P * job.Q == 0) return;
   mark_ran(row, direction);
   switch (row.algorithm) {
-    case Algorithm::conv1x1:
-      fold_pixels(job, {job.xs, job.ys, job.residual ? job.rs : job.ys});
-      return run_direct(job, packed);
     case Algorithm::depthwise: return run_depthwise(job);
     case Algorithm::winograd: return run_winograd(job, (const float*)packed);
     default: return run_direct(job, packed);

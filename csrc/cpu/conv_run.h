@@ -8,18 +8,18 @@ namespace fastconv {
 
 // Weights as a kernel reads them: packed, or transformed. Where two problems agree in `key`, their
 // packed weights are the same.
-constexpr int kPackingKey = 10;
+constexpr int kPackingPlan = 5, kPackingKey = 10;
 struct Packing {
-  int64_t key[kPackingKey];  // algorithm, panel, chunk, tile, kernel, sizes of the weight
+  int64_t key[kPackingKey];  // the plan: algorithm, panels, chunk, tile; then sizes of the weight
   int64_t size;              // elements of the arithmetic's type; 0: nothing to keep
 };
 
-// Of the forward direction; sizes and the weights' strides of the job are used, not its pointers.
+// Of the forward direction; sizes and strides of the job are used, not its pointers.
 Packing conv_packing(const TapConv& job, const PlanRow& row);
 void conv_pack(const TapConv& job, const PlanRow& row, void* packed);
 
 // `packed` as conv_pack made it, or null.
-void conv_run(TapConv job, const PlanRow& row, Direction direction, const void* packed);
+void conv_run(const TapConv& job, const PlanRow& row, Direction direction, const void* packed);
 void weight_grad_run(WeightGrad job, const PlanRow& row);
 
 }  // namespace fastconv

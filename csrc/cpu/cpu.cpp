@@ -69,6 +69,14 @@ std::vector<std::pair<std::string, bool>> cpu_tiles() {
                                  (bit < 16 ? " tile " : " weight_grad tile ") +
                                  std::to_string(bit % 8 + 1) + " of " + kVectors[width],
                              isa.table->tiles_ran[width] >> bit & 1);
+  for (const Isa& isa : isas())
+    for (int f64 = 0; f64 < 2; ++f64)
+      for (int bit = 0; bit < (isa.table->pairs ? 32 : 16); ++bit)
+        if (bit % 8 < kTileOperands)
+          tiles.emplace_back(std::string(isa.table->isa) + (f64 ? " float64" : " float32") +
+                                 " row tile " + std::to_string(bit % 8 + 1) + " of " +
+                                 std::to_string(bit / 8 + 1) + " vectors",
+                             isa.table->row_tiles_ran[f64] >> bit & 1);
   return tiles;
 }
 

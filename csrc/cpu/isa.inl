@@ -13,6 +13,7 @@
 #include "slab.inl"
 #include "store.inl"
 #include "conv_direct.inl"
+#include "conv_rows.inl"
 #include "winograd_tile.inl"
 #include "conv_winograd.inl"
 #include "weight_grad.inl"
@@ -47,18 +48,29 @@ namespace fastconv::FASTCONV_NS {
     }                                  \
   }
 
-static int64_t packed_size(const TapConv& j) {
+static int64_t packed_size(const TapConv& j, const Blocking& b) {
+  if (b.along_rows) return b.packed ? row_packed_size(j) : 0;
   FASTCONV_BY_DTYPE(j.dtype, conv_packed_size<Compute<S>>(j))
 }
 static void pack(const TapConv& j, const Blocking& b, void* to, int64_t begin, int64_t end) {
+  if (b.along_rows) {
+    FASTCONV_BY_DTYPE(j.dtype, row_pack<S>(j, to, begin, end))
+  }
   FASTCONV_BY_DTYPE(j.dtype, conv_pack<S>(j, b, to, begin, end))
 }
 static int64_t scratch(const TapConv& j, const Blocking& b) {
+  if (b.along_rows) {
+    FASTCONV_BY_DTYPE(j.dtype, row_scratch<Compute<S>>(j, b).total)
+  }
   FASTCONV_BY_DTYPE(j.dtype, conv_scratch<Compute<S>>(j, b).total)
 }
 static void run(const TapConv& j, const Blocking& b, const void* packed, void* scratch,
-                int64_t begin, int64_t end){
-    FASTCONV_BY_DTYPE(j.dtype, conv_run<S>(j, b, packed, scratch, begin, end))}
+                int64_t begin, int64_t end) {
+  if (b.along_rows) {
+    FASTCONV_BY_DTYPE(j.dtype, row_run<S>(j, b, packed, scratch, begin, end))
+  }
+  FASTCONV_BY_DTYPE(j.dtype, conv_run<S>(j, b, packed, scratch, begin, end))
+}
 // Winograd is for float arithmetic.
 #define FASTCONV_BY_STORAGE(dtype, call) \
   switch (dtype) {                       \
@@ -156,10 +168,10 @@ const KernelTable FASTCONV_TABLE = {
     FASTCONV_NS::winog_inputs, FASTCONV_NS::winog_run,     FASTCONV_NS::dw_scratch,
     FASTCONV_NS::dw_run,       FASTCONV_NS::wg_scratch,    FASTCONV_NS::wg_run,
     FASTCONV_NS::dwg_scratch,  FASTCONV_NS::dwg_run,       FASTCONV_NS::bg_run,
-    FASTCONV_NS::tiles_ran,    FASTCONV_NS::kPairs,        FASTCONV_NS::fma_peak,
-    FASTCONV_NS::pl_scratch,   FASTCONV_NS::mp_run,        FASTCONV_NS::mpg_run,
-    FASTCONV_NS::gather_run,   FASTCONV_NS::ap_run,        FASTCONV_NS::apg_run,
-    FASTCONV_NS::pr_run,
+    FASTCONV_NS::tiles_ran,    FASTCONV_NS::row_tiles_ran, FASTCONV_NS::kPairs,
+    FASTCONV_NS::fma_peak,     FASTCONV_NS::pl_scratch,    FASTCONV_NS::mp_run,
+    FASTCONV_NS::mpg_run,      FASTCONV_NS::gather_run,    FASTCONV_NS::ap_run,
+    FASTCONV_NS::apg_run,      FASTCONV_NS::pr_run,
 };
 
 }  // namespace fastconv

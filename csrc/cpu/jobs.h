@@ -59,8 +59,9 @@ struct Blocking {
   int64_t panels;      // panels of output channels per task
   int64_t row_blocks, col_blocks, panel_blocks, chunk_blocks;
   int64_t tasks;
-  bool packed;  // forward: weights are packed before, else chunk by chunk in the loop
-  bool planar;  // slab layout: [c][row][col], else [row][col][c]
+  bool packed;      // forward: weights are packed before, else chunk by chunk in the loop
+  bool planar;      // slab layout: [c][row][col], else [row][col][c]
+  bool along_rows;  // vectors run along pixels (conv_rows.inl), and panels are kTileOperands wide
 };
 
 // Vectors along channels where every operand has them next to each other; one plane at a time
@@ -75,11 +76,12 @@ constexpr int64_t kPairBlock = 16384;  // elements of a task where dense; else a
 struct WinogradBlocking;  // winograd.h
 
 // Packed weights of a TapConv in elements of the arithmetic type; scratch of one thread in bytes.
+// conv_pack takes ranges of output channels where vectors run along rows, else of (group, panel).
 struct KernelTable {
   const char* isa;
   int panel_f32, panel_f64;  // output channels of a register tile
 
-  int64_t (*conv_packed_size)(const TapConv&);
+  int64_t (*conv_packed_size)(const TapConv&, const Blocking&);
   void (*conv_pack)(const TapConv&, const Blocking&, void* packed, int64_t begin, int64_t end);
   int64_t (*conv_scratch)(const TapConv&, const Blocking&);
   void (*conv_run)(const TapConv&, const Blocking&, const void* packed, void* scratch,
@@ -113,7 +115,8 @@ struct KernelTable {
   // db[k] = sum over n, p, q of dy, for k in [begin, end).
   void (*bias_grad_run)(const View& dy, DType dtype, void* db, int64_t begin, int64_t end);
 
-  const uint32_t* tiles_ran;  // see tile.inl: of 1, 2 and 4 vectors
+  const uint32_t* tiles_ran;      // see tile.inl: of 1, 2 and 4 vectors
+  const uint32_t* row_tiles_ran;  // see conv_rows.inl: in float and double
   bool pairs;
   double (*fma_peak)(int64_t iterations);  // FLOPs done, for calibration
 

@@ -45,6 +45,24 @@ inline void fill_transposed(Compute<S>* dst, const S* from, int64_t c_s, int64_t
   }
 }
 
+// Channels of pixels of a channel-last source to planes.
+template <class S>
+inline void fill_planes(Compute<S>* dst, int64_t plane, const S* from, int64_t w_s,
+                        int64_t channels, int64_t cols, const S* end) {
+  typedef Compute<S> T;
+  constexpr int W = kW<T>;
+  for (int64_t c = 0; c < channels; c += W)
+    for (int64_t j = 0; j < cols; j += W) {
+      Vec<T> rows[W];
+      load_transposed<S>(rows, from + j * w_s + c, w_s, cols - j, end);
+#pragma GCC unroll 16
+      for (int k = 0; k < W; ++k) {
+        if (k == channels - c) break;
+        store_lanes<T>(dst + (c + k) * plane + j, rows[k], min64(W, cols - j), 1);
+      }
+    }
+}
+
 // One row of one slab: columns [col0, col0 + cols) of an input row of width W, all channels.
 template <class S>
 inline void fill_slab_row(Compute<S>* dst, const Slab<Compute<S>>& slab, const S* src, int64_t c_s,
@@ -67,10 +85,12 @@ inline void fill_slab_row(Compute<S>* dst, const Slab<Compute<S>>& slab, const S
         widen_row<S>(dst + j * slab.w, from + j * w_s, channels, c_s);
     return;
   }
+  const bool transposed = c_s == 1 && channels >= kW<Compute<S>> / 2;
+  if (transposed) fill_planes(dst + left, slab.c, from, w_s, channels, body, end);
   for (int64_t c = 0; c < channels; ++c) {  // [c][col]
     Compute<S>* plane = dst + c * slab.c;
     zero(plane, left);
-    widen_row<S>(plane + left, from + c * c_s, body, w_s);
+    if (!transposed) widen_row<S>(plane + left, from + c * c_s, body, w_s);
     zero(plane + left + body, right);
   }
 }

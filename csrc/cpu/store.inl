@@ -12,11 +12,11 @@ struct PanelStore {
   Activation activation;
 };
 
-// Panel `panel` of group g of image n.
+// Output channels k .. k + lanes of group g of image n.
 template <class S>
-inline PanelStore<S> panel_store(const TapConv& job, int64_t n, int64_t g, int64_t panel) {
-  constexpr int L = kPanel<Compute<S>>;
-  const int64_t k0 = g * job.K + panel * L;
+inline PanelStore<S> channel_store(const TapConv& job, int64_t n, int64_t g, int64_t k,
+                                   int64_t lanes) {
+  const int64_t k0 = g * job.K + k;
   return {job.bias ? (const S*)job.bias + k0 * job.bias_s : nullptr,
           job.residual ? (const S*)job.residual + n * job.rs[0] + k0 * job.rs[1] : nullptr,
           (S*)job.y + n * job.ys[0] + k0 * job.ys[1],
@@ -27,8 +27,14 @@ inline PanelStore<S> panel_store(const TapConv& job, int64_t n, int64_t g, int64
           job.ys[1],
           job.ys[2],
           job.ys[3],
-          min64(L, job.K - panel * L),
+          lanes,
           job.activation};
+}
+
+template <class S>
+inline PanelStore<S> panel_store(const TapConv& job, int64_t n, int64_t g, int64_t panel) {
+  constexpr int L = kPanel<Compute<S>>;
+  return channel_store<S>(job, n, g, panel * L, min64(L, job.K - panel * L));
 }
 
 template <class S>

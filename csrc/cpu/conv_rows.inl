@@ -1,0 +1,235 @@
+// Direct convolution with vectors along a row of pixels (forward, and one stride phase of the input
+// gradient), columns of stride 1: where y is planar, nothing is transposed, and few output channels
+// waste no lanes.
+//
+//   acc[k][q .. q + V W) (+)= sum over runs, over i < count of w[k][...] * x[... + q .. q + V W)
+//
+// The roles of the other register tile are exchanged: six output channels are broadcast, vectors
+// are loaded from a planar slab of x. Weights are read where they lie.
+namespace fastconv::FASTCONV_NS {
+
+constexpr int kRowVectors = kPairs ? 4 : 2;  // of a tile: 24 or 12 accumulators
+
+// Which tiles ran, in float and double: bit J - 1, 8 higher for each further vector.
+static uint32_t row_tiles_ran[2];
+
+// Products of a filter's taps or channels, one after the other in both operands.
+struct RowRun {
+  int64_t x, x_step, w, w_step, count;
+};
+
+template <class T, int J, int V>
+__attribute__((noinline)) void row_tile(const T* x, const T* const* w, const RowRun* runs,
+                                        int64_t run_count, T* acc, int64_t plane, bool accumulate) {
+  constexpr int W = kW<T>;
+  const T* base[J];
+  Vec<T> sums[J][V];
+#pragma GCC unroll 6
+  for (int j = 0; j < J; ++j) {
+    base[j] = w[j];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sums[j][v] = Vec<T>{};
+  }
+  for (const RowRun* run = runs; run < runs + run_count; ++run) {
+    const T* from = x + run->x;
+    const int64_t x_step = run->x_step, w_step = run->w_step;
+    int64_t o = run->w;
+    for (int64_t i = run->count; i > 0; --i) {
+      Vec<T> xv[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) xv[v] = load<T>(from + v * W);
+#pragma GCC unroll 6
+      for (int j = 0; j < J; ++j) {
+        const Vec<T> b = broadcast<T>(base[j][o]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) fma<T>(sums[j][v], xv[v], b);
+      }
+      from += x_step, o += w_step;
+    }
+  }
+#pragma GCC unroll 6
+  for (int j = 0; j < J; ++j)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      T* to = acc + j * plane + v * W;
+      store<T>(to, accumulate ? load<T>(to) + sums[j][v] : sums[j][v]);
+    }
+}
+
+template <class T, int V>
+FASTCONV_INLINE void row_tile(int J, const T* x, const T* const* w, const RowRun* runs,
+                              int64_t run_count, T* acc, int64_t plane, bool accumulate) {
+  switch (J) {
+    case 1: return row_tile<T, 1, V>(x, w, runs, run_count, acc, plane, accumulate);
+    case 2: return row_tile<T, 2, V>(x, w, runs, run_count, acc, plane, accumulate);
+    case 3: return row_tile<T, 3, V>(x, w, runs, run_count, acc, plane, accumulate);
+    case 4: return row_tile<T, 4, V>(x, w, runs, run_count, acc, plane, accumulate);
+    case 5: return row_tile<T, 5, V>(x, w, runs, run_count, acc, plane, accumulate);
+    default: return row_tile<T, 6, V>(x, w, runs, run_count, acc, plane, accumulate);
+  }
+}
+
+template <class T>
+FASTCONV_INLINE void row_tile(int J, int V, const T* x, const T* const* w, const RowRun* runs,
+                              int64_t run_count, T* acc, int64_t plane, bool accumulate) {
+  if constexpr (kRowVectors == 4) {
+    if (V == 4) return row_tile<T, 4>(J, x, w, runs, run_count, acc, plane, accumulate);
+    if (V == 3) return row_tile<T, 3>(J, x, w, runs, run_count, acc, plane, accumulate);
+  }
+  if (V == 1) return row_tile<T, 1>(J, x, w, runs, run_count, acc, plane, accumulate);
+  return row_tile<T, 2>(J, x, w, runs, run_count, acc, plane, accumulate);
+}
+
+struct RowScratch {
+  int64_t slab, acc, runs, total;  // byte offsets
+};
+
+template <class T>
+inline RowScratch row_scratch(const TapConv& job, const Blocking& b) {
+  constexpr int W = kW<T>;
+  const int64_t rows = max64(slab_rows(b.rows, job.stride_h, job.rows), 1);
+  const int64_t cols = max64(slab_rows(b.cols, 1, job.cols), 1);
+  RowScratch s;
+  s.slab = 0;
+  // A tile reads and writes whole vectors.
+  s.acc = align64((slab_elements(job.C, rows, cols, sizeof(T)) + kRowVectors * W) * sizeof(T));
+  s.runs = s.acc + align64(b.panels * kTile * b.rows * ceil_div(b.cols, W) * W * sizeof(T));
+  s.total =
+      s.runs + max64(job.rows.count * max64(job.cols.count, b.chunk), 1) * (int64_t)sizeof(RowRun);
+  return s;
+}
+
+inline int64_t row_packed_size(const TapConv& job) { return job.G * job.K * job.C * job.R * job.S; }
+
+// Weights widened to the arithmetic's type, [group][k][c][r][s]: where they are not read in place.
+template <class S>
+inline void row_pack(const TapConv& job, void* packed, int64_t begin, int64_t end) {
+  typedef Compute<S> T;
+  const int64_t taps = job.R * job.S;
+  for (int64_t i = begin; i < end; ++i) {
+    const S* from = (const S*)job.w + i / job.K * job.ws[0] + i % job.K * job.ws[1];
+    T* to = (T*)packed + i * job.C * taps;
+    for (int64_t c = 0; c < job.C; ++c)
+      for (int64_t r = 0; r < job.R; ++r)
+        for (int64_t s = 0; s < job.S; ++s)
+          *to++ = widen(from[c * job.ws[2] + r * job.ws[3] + s * job.ws[4]]);
+  }
+}
+
+// The reduction over channels [c0, c0 + cn), in runs along channels or, if those are few, columns.
+template <class T>
+inline int64_t row_runs(const TapConv& job, const int64_t ws[5], const Slab<T>& slab, int64_t c0,
+                        int64_t cn, RowRun* runs) {
+  const TapAxis &rows = job.rows, &cols = job.cols;
+  const bool along_cols = cn < cols.count;
+  const int64_t outer = along_cols ? cn : cols.count;
+  int64_t n = 0;
+  for (int64_t i = 0; i < rows.count; ++i)
+    for (int64_t k = 0; k < outer; ++k) {
+      const int64_t c = c0 + (along_cols ? k : 0), j = along_cols ? 0 : k;
+      const int64_t x = c * slab.c + i * rows.offset_step * slab.h + j * cols.offset_step;
+      const int64_t w = c * ws[2] + (rows.index + i * rows.index_step) * ws[3] +
+                        (cols.index + j * cols.index_step) * ws[4];
+      if (along_cols)
+        runs[n++] = {x, cols.offset_step, w, cols.index_step * ws[4], cols.count};
+      else
+        runs[n++] = {x, slab.c, w, ws[2], cn};
+    }
+  return n;
+}
+
+// The lanes of `to` of a block, from acc [k][row][pitch].
+template <Activation kActivation, class S>
+inline void store_rows(const PanelStore<S>& to, const Compute<S>* acc, int64_t pitch, int64_t p0,
+                       int64_t q0, int64_t rows, int64_t cols) {
+  typedef Compute<S> T;
+  constexpr int W = kW<T>;
+  for (int64_t k = 0; k < to.lanes; ++k) {
+    const Vec<T> bias = broadcast<T>(to.bias ? widen(to.bias[k * to.bias_s]) : T(0));
+    for (int64_t i = 0; i < rows; ++i) {
+      const T* from = acc + (k * rows + i) * pitch;
+      S* y = to.y + k * to.y_k + (p0 + i) * to.y_p + q0 * to.y_q;
+      const S* residual =
+          to.residual ? to.residual + k * to.r_k + (p0 + i) * to.r_p + q0 * to.r_q : nullptr;
+      for (int64_t j = 0; j < cols; j += W) {
+        const int64_t lanes = min64(W, cols - j);
+        Vec<T> v = load<T>(from + j) + bias;
+        if (residual) {
+          T add[W] = {};
+          widen_row<S>(add, residual + j * to.r_q, lanes, to.r_q);
+          v += load<T>(add);
+        }
+        store_lanes<S>(y + j * to.y_q, activate<T>(v, kActivation), lanes, to.y_q);
+      }
+    }
+  }
+}
+
+// Tasks as in conv_run, panels being tiles of six output channels. Null `packed`: weights are read
+// where they lie, which are then of the arithmetic's type.
+template <class S>
+inline void row_run(const TapConv& job, const Blocking& b, const void* packed, void* scratch,
+                    int64_t begin, int64_t end) {
+  typedef Compute<S> T;
+  constexpr int W = kW<T>;
+  const RowScratch at = row_scratch<T>(job, b);
+  T* acc = (T*)((char*)scratch + at.acc);
+  RowRun* runs = (RowRun*)((char*)scratch + at.runs);
+  const int64_t kernel = job.R * job.S;
+  const int64_t dense[5] = {job.K * job.C * kernel, job.C * kernel, kernel, job.S, 1};
+  const int64_t* ws = packed ? dense : job.ws;
+  const int64_t groups = ceil_div(job.K, kTile);
+  const S* x_end = input_end<S>(job);
+  Slab<T> slab = {};
+  int64_t filled = -1;
+  uint32_t ran = 0;
+  for (int64_t task = begin; task < end; ++task) {
+    const auto [block, first, n, g, p0, q0, rows, cols] = conv_block(job, b, task);
+    if (rows <= 0 || cols <= 0) continue;
+    if (block != filled && job.rows.count && job.cols.count) {
+      const int64_t slab_h = slab_rows(rows, job.stride_h, job.rows);
+      const int64_t slab_w = slab_rows(cols, 1, job.cols);
+      slab = make_slab((T*)scratch, job.C, slab_h, slab_w, true);
+      fill_slab<S>(slab, (const S*)job.x + n * job.xs[0] + g * job.C * job.xs[1], job.xs, job.C,
+                   job.H, job.W, p0 * job.stride_h + job.rows.offset, slab_h, q0 + job.cols.offset,
+                   slab_w, x_end);
+      filled = block;
+    }
+    const int64_t last = min64(first + b.panels, groups);
+    const int64_t k0 = job.K * first / groups, k1 = job.K * last / groups;
+    const int64_t vectors = ceil_div(cols, W), pitch = vectors * W, plane = rows * pitch;
+    const int64_t segments = ceil_div(vectors, kRowVectors);
+    const T* weights = (packed ? (const T*)packed : (const T*)job.w) + g * ws[0];
+    for (int64_t c0 = 0; c0 < job.C; c0 += b.chunk) {
+      const int64_t run_count = row_runs(job, ws, slab, c0, min64(b.chunk, job.C - c0), runs);
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t segment = 0; segment < segments; ++segment) {
+          const int64_t low = vectors * segment / segments;
+          const int V = (int)(vectors * (segment + 1) / segments - low);
+          const T* x = slab.data + i * job.stride_h * slab.h + low * W;
+          for (int64_t group = first; group < last; ++group) {
+            const int64_t k = job.K * group / groups;
+            const int J = (int)(job.K * (group + 1) / groups - k);
+            const T* w[kTile];
+            for (int j = 0; j < J; ++j) w[j] = weights + (k + j) * ws[1];
+            row_tile<T>(J, V, x, w, runs, run_count, acc + (k - k0) * plane + i * pitch + low * W,
+                        plane, c0 > 0);
+            ran |= 1u << (8 * (V - 1) + J - 1);
+          }
+        }
+    }
+    const PanelStore<S> to = channel_store<S>(job, n, g, k0, k1 - k0);
+    switch (job.activation) {
+      case Activation::relu:
+        store_rows<Activation::relu, S>(to, acc, pitch, p0, q0, rows, cols);
+        break;
+      case Activation::sigmoid:
+        store_rows<Activation::sigmoid, S>(to, acc, pitch, p0, q0, rows, cols);
+        break;
+      default: store_rows<Activation::none, S>(to, acc, pitch, p0, q0, rows, cols);
+    }
+  }
+  __atomic_fetch_or(&row_tiles_ran[sizeof(T) == 8], ran, __ATOMIC_RELAXED);
+}
+
+}  // namespace fastconv::FASTCONV_NS
