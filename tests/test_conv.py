@@ -57,14 +57,34 @@ def test_every_isa_and_dtype(case, layout, dtype, isa):
     compare_all(CASES[case], dtype, layout)
 
 
+def compare_exactly(case, dtype, layout):
+    """Small whole numbers: no rounding in either type."""
+    x, w, b, window = (t.to(dtype) if torch.is_tensor(t) else t for t in make(case, torch.float64))
+    dy = torch.ones_like(F.conv2d(x, w, b, *window))
+    ours = gradients(fastconv.conv2d, LAYOUTS[layout](x), w, b, window, LAYOUTS[layout](dy))
+    for mine, true in zip(ours, gradients(F.conv2d, x, w, b, window, dy), strict=True):
+        assert torch.equal(mine, true)
+
+
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-@pytest.mark.parametrize("channels", [1, 40])
 @pytest.mark.parametrize("operands", range(1, 7))
-def test_every_register_tile(operands, channels, dtype, isa):
-    """As many pixels, and as many (c, r, s) of the weight gradient, as a tile has operands; panels
-    of one vector and of two."""
-    case = (1, operands, 1, operands, channels, 1, 1, (1, 1), (0, 0), (1, 1), 1)
-    compare_all(case, dtype, "nchw")
+def test_every_register_tile(operands, dtype, isa):
+    """As many pixels, and as many (c, r, s) of the weight gradient, as a tile has operands; one, two
+    and four vectors of 16, 32 or 64 bytes."""
+    for channels in (2, 4, 8, 16, 40, 70):
+        case = (1, operands, 1, operands, channels, 1, 1, (1, 1), (0, 0), (1, 1), 1)
+        compare_exactly(case, dtype, "channels_last")
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("vectors", range(1, 5))
+@pytest.mark.parametrize("operands", range(1, 7))
+def test_every_row_tile(operands, vectors, dtype, isa):
+    """As many output channels as a tile has operands; pixels of vectors of 16, 32 or 64 bytes."""
+    for size in (16, 32, 64):
+        pixels = vectors * size // dtype.itemsize
+        case = (1, 3, 1, pixels, operands, 1, 1, (1, 1), (0, 0), (1, 1), 1)
+        compare_exactly(case, dtype, "nchw")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -14,7 +14,8 @@ static inline int64_t even_share(int64_t n, int64_t most) {
   return n <= 0 ? 1 : ceil_div(n, ceil_div(n, max64(most, 1)));
 }
 
-constexpr int64_t kChunkBytes = 16 * 1024, kSlabBytes = 256 * 1024, kBlockPixels = 192;
+constexpr int64_t kChunkBytes = 16 * 1024, kSlabBytes = 256 * 1024, kBlockPixels = 192,
+                  kPlanePixels = 1024;
 constexpr int64_t kSumPixels = 112;  // of a partial sum of the weight gradient: bounds its error
 
 static inline int64_t slab_rows(int64_t out_rows, int64_t stride, const TapAxis& taps) {
@@ -59,7 +60,7 @@ static inline bool along_rows(const TapConv& job, int64_t lanes) {
   const int64_t taps = job.rows.count * job.cols.count;
   if (2 * job.K <= lanes && filled > (double)job.K / (double)lanes) return true;
   return job.ys[1] != 1 && filled > 0.85 &&
-         (job.C <= 4 || job.ys[3] != 1 || (taps <= 1 && job.C <= 256));
+         (job.C <= 4 || job.ys[3] != 1 || (taps <= 1 && job.C <= 256 && filled > 0.95));
 }
 
 constexpr int64_t kRowBytes = 384 * 1024;      // of a block's inputs and sums, in L2
@@ -98,8 +99,10 @@ static inline Blocking conv_blocking(const TapConv& job, int64_t panel, int64_t 
   // About a vector of channels or longer: whole vectors, since transposes pack them.
   const int64_t vector = panel / 2;
   if (4 * b.chunk >= 3 * vector) b.chunk = ceil_div(b.chunk, vector) * vector;
+  // Stems write much beside what they compute: longer pieces of planes of y.
+  const bool planes = job.C <= 4 && job.ys[1] != 1;
   choose_rectangle(b, job.P, job.Q, job.C, job.stride_h, job.stride_w, job.rows, job.cols, element,
-                   kBlockPixels);
+                   planes ? kPlanePixels : kBlockPixels);
   const int64_t blocks = job.N * job.G * b.row_blocks * b.col_blocks;
   b.panels = task_panels(ceil_div(job.K, panel), blocks, threads);
   b.panel_blocks = ceil_div(ceil_div(job.K, panel), b.panels);

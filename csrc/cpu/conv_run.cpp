@@ -103,11 +103,11 @@ void run_winograd(const TapConv& job, const float* u) {
 
 void run_winograd_grad(const WeightGrad& job, double work) {
   const KernelTable& kernels = cpu_kernels();
-  const WinogradBlocking b = winograd_grad_blocking(job, kernels.panel_f32);
+  const WinogradBlocking b = winograd_grad_blocking(job, kernels.panel_f32, kernels.pairs ? 2 : 1);
   const int64_t panels = ceil_div(job.K, kernels.panel_f32), points = b.form.points();
   const int64_t v_size = b.segment * points * b.v_point;
   const int64_t a_size = b.segment * points * panels * b.a_point;
-  const int64_t z_size = b.segments > 1 ? b.tasks * points * b.m_point : 0;
+  const int64_t z_size = b.segments > 1 ? b.tasks * b.panels * points * b.m_point : 0;
   float* v = (float*)scratch(Slot::shared, (v_size + a_size + z_size) * sizeof(float));
   float *a = v + v_size, *z = z_size ? a + a_size : nullptr;
   auto own = [&] { return scratch(Slot::own, kernels.winograd_grad_scratch(job, b)); };

@@ -182,6 +182,19 @@ FASTCONV_INLINE void copy_short(S* to, const S* from, int64_t n) {
   }
 }
 
+// p[2 i] = v[i], touching nothing past the last: what lies between is stored as it was.
+template <class T>
+FASTCONV_INLINE void store_alternate(T* p, Vec<T> v) {
+  constexpr int W = kW<T>;
+  Vec<T> lo, hi;
+  interleave<T>(v, v, lo, hi);
+  IVec<T> even;
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) even[i] = i % 2 ? 0 : -1;
+  store<T>(p, select<T>(even, lo, load<T>(p)));
+  store<T>(p + W - 1, select<T>(even, load<T>(p + W - 1), hi));
+}
+
 // The first `lanes` of a vector; the others are zero.
 template <class S>
 FASTCONV_INLINE Vec<Compute<S>> load_lanes(const S* p, int64_t lanes) {
@@ -195,6 +208,8 @@ template <class S>
 FASTCONV_INLINE void store_lanes(S* p, Vec<Compute<S>> v, int64_t lanes, int64_t step) {
   constexpr int W = kW<Compute<S>>;
   if (lanes == W && step == 1) return store_narrowed<S>(p, v);
+  if constexpr (sizeof(S) == sizeof(Compute<S>) && W >= 4)
+    if (lanes == W && step == 2) return store_alternate<S>(p, v);
   S buffer[W];
   store_narrowed<S>(buffer, v);
   if (step == 1)
@@ -221,8 +236,17 @@ FASTCONV_INLINE void widen_row(Compute<S>* __restrict dst, const S* __restrict s
   if (stride == 1 && n >= kW<T>)
     by_vectors<kW<T>>(0, n,
                       [&](int64_t i, int64_t) { store<T>(dst + i, load_widened<S>(src + i)); });
-  else
-    for (int64_t i = 0; i < n; ++i) dst[i] = widen(src[i * stride]);
+  else {
+    int64_t i = 0;
+    if (stride == 2)  // two vectors end one element past the last that is wanted
+      for (Vec<T> odd; i + kW<T> < n; i += kW<T>) {
+        Vec<T> even;
+        deinterleave<T>(load_widened<S>(src + 2 * i), load_widened<S>(src + 2 * i + kW<T>), even,
+                        odd);
+        store<T>(dst + i, even);
+      }
+    for (; i < n; ++i) dst[i] = widen(src[i * stride]);
+  }
 }
 
 // dst[i * stride] = src[i], narrowed.

@@ -148,7 +148,9 @@ static inline WinogradBlocking winograd_blocking(const TapConv& job, int64_t pan
   return b;
 }
 
-static inline WinogradBlocking winograd_grad_blocking(const WeightGrad& job, int64_t panel) {
+// `width`: panels of a register tile.
+static inline WinogradBlocking winograd_grad_blocking(const WeightGrad& job, int64_t panel,
+                                                      int64_t width) {
   WinogradBlocking b = tile_blocking(job, job.rows.count, panel);
   b.chunk = even_share(job.C, kGradChannels);
   b.chunks = ceil_div(job.C, b.chunk);
@@ -158,7 +160,9 @@ static inline WinogradBlocking winograd_grad_blocking(const WeightGrad& job, int
   const int64_t block = b.form.points() * (b.v_point + panels * b.a_point);
   b.segment = min64(b.blocks, max64(kSegmentFloats / block, 1));
   b.segments = ceil_div(b.blocks, b.segment);
-  b.tasks = job.G * panels * b.chunks;
+  b.panels = min64(panels, width);
+  b.panel_blocks = ceil_div(panels, b.panels);
+  b.tasks = job.G * b.panel_blocks * b.chunks;
   return b;
 }
 

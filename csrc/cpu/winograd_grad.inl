@@ -12,11 +12,11 @@ struct WinogradGradScratch {
   int64_t z, taps, slab, again, total;  // byte offsets
 };
 
-// The direct kernel's tasks where each is one (group, panel, chunk) of `b`.
+// The direct kernel's tasks where they are those of `b`.
 inline Blocking direct_tasks(const WeightGrad& job, const WinogradBlocking& b) {
   Blocking direct = weight_grad_blocking(job, kPanel<float>, sizeof(float), 1);
-  direct.panels = 1;
-  direct.panel_blocks = ceil_div(job.K, kPanel<float>);
+  direct.panels = b.panels;
+  direct.panel_blocks = b.panel_blocks;
   direct.chunk = b.chunk;
   direct.chunk_blocks = b.chunks;
   return direct;
@@ -27,7 +27,7 @@ inline WinogradGradScratch winograd_grad_scratch(const WeightGrad& job, const Wi
   const int64_t f = sizeof(float), kernel = b.form.taps * b.form.taps;
   const int64_t slab = winograd_slab(b);
   WinogradGradScratch s = {};
-  s.taps = s.z + b.form.points() * b.m_point * f;
+  s.taps = s.z + b.panels * b.form.points() * b.m_point * f;
   s.slab = s.taps + align64(kernel * b.chunk * L * f);
   s.again = s.slab + align64(slab_elements(W, slab, 1, f) * f);
   s.total = s.again + weight_grad_scratch<float>(job, direct_tasks(job, b)).total;
@@ -75,34 +75,40 @@ inline void winograd_grad_inputs(const WeightGrad& job, const WinogradBlocking& 
   }
 }
 
-// Z += A * V over the blocks of a segment that are of group g, for one panel and chunk.
+// Z += A * V over the blocks of a segment that are of group g, for the panels of a tile and a
+// chunk.
 inline void winograd_grad_multiply(const WeightGrad& job, const WinogradBlocking& b,
-                                   int64_t segment, int64_t g, int64_t panel, int64_t c0,
-                                   const float* v, const float* a, float* z) {
+                                   int64_t segment, int64_t g, int64_t panel, int vectors,
+                                   int64_t c0, const float* v, const float* a, float* z) {
   constexpr int W = kW<float>, L = kPanel<float>;
   const int64_t panels = ceil_div(job.K, L), cn = min64(b.chunk, job.C - c0);
   const int64_t points = b.form.points(), first = segment * b.segment;
-  const int vectors = tile_vectors<float>(min64(L, job.K - panel * L));
   uint32_t ran = 0;
   for (int64_t at = 0; at < min64(b.segment, b.blocks - first); ++at) {
     const TileBlock t = tile_block(job, b, first + at);
     if (t.g != g) continue;
+    const bool first_of_group = t.n0 == 0 && t.p0 == 0 && t.q0 == 0;
     for (int64_t xi = 0; xi < points; ++xi) {
       const bool last_h = xi / b.form.points_w() == b.form.points_h() - 1;
       const bool last_w = xi % b.form.points_w() == b.form.points_w() - 1;
       const int64_t begin = t.begin(last_h, last_w);
       const Run run = {begin * W, W, t.end(last_h, last_w) - begin};
-      if (run.count <= 0) continue;
+      if (run.count <= 0) {
+        for (int i = 0; first_of_group && i < (vectors + 1) / 2; ++i)
+          zero(z + (i * points + xi) * b.m_point, cn * L);
+        continue;
+      }
       const float* w = a + ((at * panels + panel) * points + xi) * b.a_point + begin * L;
       const float* from = v + (at * points + xi) * b.v_point;
+      const TilePanels<float> to = {vectors, w, points * b.a_point, z + xi * b.m_point,
+                                    points * b.m_point};
       const int64_t groups = ceil_div(cn, kTile);
       for (int64_t group = 0; group < groups; ++group) {
         const int64_t low = cn * group / groups, high = cn * (group + 1) / groups;
         const float* x[kTile];
         for (int64_t c = low; c < high; ++c)
           x[c - low] = from + (c0 + c) / W * t.tiles() * W + (c0 + c) % W;
-        fma_tile<float>((int)(high - low), x, &run, 1, {vectors, w, 0, z + xi * b.m_point, 0},
-                        low * L, true);
+        fma_tile<float>((int)(high - low), x, &run, 1, to, low * L, !first_of_group);
         ran |= 1u << (high - low - 1);
       }
     }
@@ -110,48 +116,61 @@ inline void winograd_grad_multiply(const WeightGrad& job, const WinogradBlocking
   mark_tiles<float>(ran, true, vectors);
 }
 
-// Tasks [begin, end) of (group, panel, chunk), for one segment. Null `sums`: there is only one;
-// else Z of every task, kept between segments.
+// Z of a panel and chunk to dw; false, with nothing written, where a gradient is not finite.
+template <class S>
+inline bool winograd_grad_taps(const WeightGrad& job, const WinogradBlocking& b, int64_t g,
+                               int64_t panel, int64_t c0, int64_t cn, const float* z, float* taps) {
+  constexpr int W = kW<float>, L = kPanel<float>;
+  const int64_t kernel = b.form.taps * b.form.taps, lanes = min64(L, job.K - panel * L);
+  Lane sum = {};
+  for (int64_t c = 0; c < cn; ++c)
+    for (int half = 0; half < lanes; half += W) {
+      const float* from = z + c * L + half;
+      float* to = taps + c * kernel * L + half;
+      if (b.form.taps == 5)
+        sum += tap_tile<6, 5>(from, b.m_point, to, L);
+      else if (b.form.points_h() == 6)
+        sum += tap_tile<6, 3>(from, b.m_point, to, L);
+      else
+        sum += tap_tile<4, 3>(from, b.m_point, to, L);
+    }
+  // Lanes that the panel has beyond K hold anything, but none of it is stored.
+  if (lanes < L || !__builtin_isfinite(FASTCONV_NS::sum<float>(sum)))
+    for (int64_t i = 0; i < cn * kernel; ++i)
+      for (int64_t k = 0; k < lanes; ++k)
+        if (!__builtin_isfinite(taps[i * L + k])) return false;
+  write_weight_grad<S>(job, g, panel * L, lanes, c0, cn, false, taps);
+  return true;
+}
+
+// Tasks [begin, end) of (group, panels of a tile, chunk), for one segment. Null `sums`: there is
+// only one; else Z of every task, kept between segments.
 template <class S>
 inline void winograd_grad_run(const WeightGrad& job, const WinogradBlocking& b, int64_t segment,
                               const float* v, const float* a, float* sums, void* scratch,
                               int64_t begin, int64_t end) {
-  constexpr int W = kW<float>, L = kPanel<float>;
+  constexpr int L = kPanel<float>;
   const WinogradGradScratch at = winograd_grad_scratch(job, b);
   float* taps = (float*)((char*)scratch + at.taps);
-  const int64_t panels = ceil_div(job.K, L), kernel = b.form.taps * b.form.taps;
+  const int64_t panels = ceil_div(job.K, L);
   const int64_t z_size = b.form.points() * b.m_point;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t c0 = task % b.chunks * b.chunk, above = task / b.chunks;
-    const int64_t panel = above % panels, g = above / panels, cn = min64(b.chunk, job.C - c0);
-    float* z = sums ? sums + task * z_size : (float*)scratch;
-    if (segment == 0) zero(z, z_size);
-    winograd_grad_multiply(job, b, segment, g, panel, c0, v, a, z);
-    if (segment < b.segments - 1) continue;
-    Lane sum = {};
-    const int64_t lanes = min64(L, job.K - panel * L);
-    for (int64_t c = 0; c < cn; ++c)
-      for (int half = 0; half < lanes; half += W) {
-        const float* from = z + c * L + half;
-        float* to = taps + c * kernel * L + half;
-        if (b.form.taps == 5)
-          sum += tap_tile<6, 5>(from, b.m_point, to, L);
-        else if (b.form.points_h() == 6)
-          sum += tap_tile<6, 3>(from, b.m_point, to, L);
-        else
-          sum += tap_tile<4, 3>(from, b.m_point, to, L);
-      }
-    // Lanes that the panel has beyond K hold anything, but none of it is stored.
-    if (lanes < L || !__builtin_isfinite(FASTCONV_NS::sum<float>(sum))) {
-      bool finite = true;
-      for (int64_t i = 0; finite && i < cn * kernel; ++i)
-        for (int64_t k = 0; k < lanes; ++k) finite &= __builtin_isfinite(taps[i * L + k]);
-      if (!finite) {
-        weight_grad_run<S>(job, direct_tasks(job, b), (char*)scratch + at.again, task, task + 1);
-        continue;
-      }
+    const int64_t first = above % b.panel_blocks * b.panels, g = above / b.panel_blocks;
+    const int64_t last = min64(first + b.panels, panels), cn = min64(b.chunk, job.C - c0);
+    float* z = sums ? sums + task * b.panels * z_size : (float*)scratch;
+    for (int64_t panel = first, next; panel < last; panel = next) {
+      const int vectors = tile_vectors<float>(min64(job.K, last * L) - panel * L);
+      next = panel + (vectors == 4 ? 2 : 1);
+      winograd_grad_multiply(job, b, segment, g, panel, vectors, c0, v, a,
+                             z + (panel - first) * z_size);
     }
-    write_weight_grad<S>(job, g, panel * L, lanes, c0, cn, false, taps);
+    if (segment < b.segments - 1) continue;
+    bool finite = true;
+    for (int64_t panel = first; finite && panel < last; ++panel)
+      finite = winograd_grad_taps<S>(job, b, g, panel, c0, cn, z + (panel - first) * z_size, taps);
+    if (!finite)
+      weight_grad_run<S>(job, direct_tasks(job, b), (char*)scratch + at.again, task, task + 1);
   }
 }
 
