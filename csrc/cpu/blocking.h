@@ -52,15 +52,15 @@ static inline int64_t task_panels(int64_t panels, int64_t blocks, int64_t thread
 
 // Whether a tile's vectors run along a row of pixels: in any layout where output channels would
 // fill half a vector; where y is planar, if the sums are so short that transposing them counts (1x1
-// of more than 256 channels lost up to 13 %), or written by stride phase. Not where the last vector
-// of a row would be mostly empty.
+// of more than 256 channels lost up to 13 %). Not where the last vector of a row would be mostly
+// empty.
 static inline bool along_rows(const TapConv& job, int64_t lanes) {
   if (job.stride_w != 1 || job.Q == 0) return false;
   const double filled = (double)job.Q / (double)(ceil_div(job.Q, lanes) * lanes);
   const int64_t taps = job.rows.count * job.cols.count;
   if (2 * job.K <= lanes && filled > (double)job.K / (double)lanes) return true;
   return job.ys[1] != 1 && filled > 0.85 &&
-         (job.C <= 4 || job.ys[3] != 1 || (taps <= 1 && job.C <= 256 && filled > 0.95));
+         (job.C <= 4 || (taps <= 1 && job.C <= 256 && filled > 0.95));
 }
 
 constexpr int64_t kRowBytes = 384 * 1024;      // of a block's inputs and sums, in L2

@@ -236,6 +236,8 @@ FASTCONV_INLINE void widen_row(Compute<S>* __restrict dst, const S* __restrict s
   if (stride == 1 && n >= kW<T>)
     by_vectors<kW<T>>(0, n,
                       [&](int64_t i, int64_t) { store<T>(dst + i, load_widened<S>(src + i)); });
+  else if (stride == 1 && sizeof(S) == sizeof(T))
+    copy_short<kW<T> / 2>(dst, (const T*)src, n);
   else {
     int64_t i = 0;
     if (stride == 2)  // two vectors end one element past the last that is wanted

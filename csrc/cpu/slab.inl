@@ -25,6 +25,11 @@ inline int64_t slab_elements(int64_t channels, int64_t rows, int64_t cols, int64
 
 template <class T>
 inline void zero(T* dst, int64_t n) {
+  if (n == 0) return;
+  if (n == 1) {  // a row's padding, most often
+    *dst = 0;
+    return;
+  }
   __builtin_memset(dst, 0, n * sizeof(T));
 }
 

@@ -71,7 +71,8 @@ inline void store_channels(const PanelStore<S>& to, const Compute<S>* acc, const
   }
 }
 
-// Up to W consecutive pixels of a planar y (NCHW): transpose, then vectors along q.
+// Up to W consecutive pixels of a planar y (NCHW), or of a stride phase: transpose, then vectors
+// along q.
 template <Activation kActivation, class S>
 inline void store_pixels(const PanelStore<S>& to, const Compute<S>* acc, const Compute<S>* bias,
                          int64_t p, int64_t q, int64_t n) {
@@ -90,7 +91,7 @@ inline void store_pixels(const PanelStore<S>& to, const Compute<S>* acc, const C
       if (to.residual)
         v += load_lanes<S>(to.residual + (half + k) * to.r_k + p * to.r_p + q * to.r_q, n);
       store_lanes<S>(to.y + (half + k) * to.y_k + p * to.y_p + q * to.y_q,
-                     activate<T>(v, kActivation), n, 1);
+                     activate<T>(v, kActivation), n, to.y_q);
     }
   }
 }
@@ -105,9 +106,9 @@ inline void store_block(const PanelStore<S>& to, const Compute<S>* acc, int64_t 
   for (int64_t k = 0; k < L; ++k)
     bias[k] = to.bias && k < to.lanes ? widen(to.bias[k * to.bias_s]) : T(0);
   const bool channels = to.y_k == 1 && (!to.residual || to.r_k == 1);
-  const bool pixels = !channels && to.y_q == 1 && (!to.residual || to.r_q == 1);
+  const bool pixels = !channels && (to.y_q == 1 || to.y_q == 2) && (!to.residual || to.r_q == 1);
   // Whole rows of a dense plane are one row.
-  const bool dense = pixels && to.y_p == cols && (!to.residual || to.r_p == cols);
+  const bool dense = pixels && to.y_p == cols * to.y_q && (!to.residual || to.r_p == cols);
   if (dense) cols *= rows, rows = 1;
   for (int64_t i = 0; i < rows; ++i) {
     const T* row = acc + i * cols * L;
