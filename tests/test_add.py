@@ -73,6 +73,7 @@ def test_nan_and_infinity_as_torch():
     assert torch.equal(masked, torch.where(output <= 0, 0.0, dy))
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
 def test_gradients(activation):
     x, y = (operand(s, size=(2, 3, 3, 4), seed=i) for i, s in enumerate(["nhwc", "sliced"]))
@@ -87,6 +88,7 @@ def test_gradients(activation):
     assert torch.equal(dx, dy)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("code", [1, 2])
 def test_activation_grad_differentiates_in_both(code):
     dy = operand("nchw", size=(2, 3, 2, 5)).requires_grad_()
@@ -95,6 +97,7 @@ def test_activation_grad_differentiates_in_both(code):
     assert gradgradcheck(lambda dy, y: activation_grad(dy, y, code), (dy, y))
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
 def test_gradient_in_every_dtype(dtype, activation):

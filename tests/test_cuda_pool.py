@@ -153,3 +153,96 @@ def test_avg_pool_of_what_is_not_finite(layout):
     for arguments in averages(WINDOWS[0]):
         expected = F.avg_pool2d(x, *arguments)
         torch.testing.assert_close(simt.avg_pool(x, *arguments), expected, equal_nan=True)
+
+
+# ---- gradients ----
+
+
+def gradient(function, x, dy):
+    """Of torch, in dy's dtype."""
+    leaf = x.to(dy.dtype).contiguous().requires_grad_()
+    return torch.autograd.grad(function(leaf), leaf, dy)[0]
+
+
+# dy's layout beside x's and the index's: its own one, and two that force one element at a time.
+GRADS = {"nchw": "nhwc sliced", "nhwc": "nhwc", "nhwc sliced": "expanded"}
+
+
+def grad_tensor(size, dtype, layout):
+    if layout == "expanded":
+        return torch.randn(1).to(dtype).expand(size)
+    return tensor(size, dtype, layout)
+
+
+def wide_grad(*tensors):
+    """All with whole chunks of channels, and outputs are dense."""
+    return "_x16" if all(wide(t) for t in tensors) else ""
+
+
+@LAYOUTS
+@pytest.mark.parametrize(("window", "dtype"), grid(WINDOWS), ids=grid_id)
+def test_max_pool_gradients(window, layout, dtype):
+    """Of the index in every storage; the gather is the transposed map of the gradient."""
+    for size, kind in ((POOLED, torch.uint8), (ODD, torch.int32), (ODD, torch.int64)):
+        x = tensor(size, dtype, layout).mul_(4).round_().div_(4)  # with ties
+        _, index = simt.max_pool(x, *window, index_dtype=kind)
+        ending = simt.NAMES[dtype] + "{}" + INDEX_NAMES[kind]
+        dy = grad_tensor(index.shape, dtype, GRADS[layout])
+        chunks = wide(dy) * (wide(x) != "" and kind == torch.uint8 and layout == "nhwc")
+        dx = simt.every_order(
+            simt.max_pool_grad,
+            *(dy, index, x, *window),
+            kernel=f"max_pool_grad_{ending.format(chunks)}",
+        )
+        theirs, truth = (
+            gradient(lambda t: F.max_pool2d(t, *window), x, dy.to(d)) for d in (dtype, torch.double)
+        )
+        assert_good(dx, theirs, truth, dtype, name=str(kind))
+        y = simt.every_order(
+            simt.max_pool_gather,
+            *(x, index, *window),
+            kernel=f"max_pool_gather_{ending.format('')}",
+        )
+        assert torch.equal(y.double(), F.max_pool2d(x.double(), *window))
+
+
+@LAYOUTS
+@pytest.mark.parametrize(("window", "dtype"), grid([w for w in WINDOWS if w[3] == 1]), ids=grid_id)
+def test_avg_pool_gradient(window, layout, dtype):
+    for size, arguments in zip((POOLED, ODD, POOLED), averages(window), strict=True):
+        x = tensor(size, dtype, layout)
+        dy = grad_tensor(F.avg_pool2d(x, *arguments).shape, dtype, layout)
+        kernel = f"avg_pool_grad_{simt.NAMES[dtype]}{wide(dy)}"
+        dx = simt.every_order(simt.avg_pool, dy, *arguments, grad_of=x, kernel=kernel)
+        theirs, truth = (
+            gradient(lambda t, a=arguments: F.avg_pool2d(t, *a), x, dy.to(d))
+            for d in (dtype, torch.double)
+        )
+        assert_good(dx, theirs, truth, dtype, name=str(arguments))
+
+
+@LAYOUTS
+@pytest.mark.parametrize(
+    ("output", "dtype"), grid([(1, 1), (4, 5), (1, 7), (12, 20), (2, 1)]), ids=grid_id
+)
+def test_adaptive_avg_pool_gradient(output, layout, dtype):
+    for size in (POOLED, ODD):
+        x, dy = tensor(size, dtype, layout), grad_tensor((*size[:2], *output), dtype, GRADS[layout])
+        kernel = f"avg_pool_grad_{simt.NAMES[dtype]}{wide(dy)}"
+        dx = simt.every_order(simt.adaptive_avg_pool, dy, output, grad_of=x, kernel=kernel)
+        theirs, truth = (
+            gradient(lambda t: F.adaptive_avg_pool2d(t, output), x, dy.to(d))
+            for d in (dtype, torch.double)
+        )
+        assert_good(dx, theirs, truth, dtype)
+
+
+def test_gradient_of_nothing():
+    """Zeros where no window holds a place, and where there are no windows."""
+    x = tensor(POOLED, torch.float32)
+    assert not simt.adaptive_avg_pool(x[:, :, :0, :3], (0, 3), grad_of=x).any()
+    y, index = simt.max_pool(x[:0], 2, index_dtype=torch.uint8)
+    assert simt.max_pool_grad(y, index, x[:0], 2).shape == (0, *POOLED[1:])
+    dy = torch.ones(2, 16, 3, 5).contiguous(memory_format=torch.channels_last)
+    dx = simt.avg_pool(dy, 1, 3, grad_of=x)
+    assert dx[:, :, ::3, ::3].eq(1).all() and dx.sum() == dy.sum()

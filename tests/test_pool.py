@@ -99,6 +99,7 @@ def test_global_avg_of_a_large_plane(layout):
     assert_good(fastconv.global_avg_pool2d(x), expected, truth, torch.float32)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("grad_layout", ["nchw", "nhwc", "expanded"])
@@ -165,6 +166,7 @@ def test_training_saves_one_byte_per_output():
     assert [t.dtype for t in saved] == [torch.uint8, torch.uint8, torch.int32]
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("kernel", [(16, 16), (17, 16)])
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_gradient_of_large_windows(kernel, layout):

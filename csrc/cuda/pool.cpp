@@ -9,13 +9,17 @@ namespace {
 
 struct Cuda {
   static void run(PoolKernel kernel, const PoolJob& job, const Tensor& operand) {
-    const PoolProblem& p = job.p;
-    if (p.N * p.C * p.rows.out * p.cols.out == 0) return;
     const OnDevice on(device_of(operand));
+    must(launcher(kernel)(job, on.place().stream), job.p);
+  }
+
+  static auto launcher(PoolKernel kernel) -> Status (*)(const PoolJob&, Stream) {
     switch (kernel) {
-      case PoolKernel::max: return must(launch_max_pool(job, on.place().stream), p);
-      case PoolKernel::avg: return must(launch_avg_pool(job, on.place().stream), p);
-      default: fail("fastconv: the gradients of pooling are not written for CUDA yet");
+      case PoolKernel::max: return launch_max_pool;
+      case PoolKernel::max_grad: return launch_max_pool_grad;
+      case PoolKernel::max_gather: return launch_max_pool_gather;
+      case PoolKernel::avg: return launch_avg_pool;
+      default: return launch_avg_pool_grad;
     }
   }
 

@@ -17,24 +17,39 @@ namespace fastconv::cuda {
 constexpr int kPoolThreads = 256, kPoolBlocks = 4;
 
 struct NoIndex {};
+template <class I>
+constexpr const char* kIndexName = "";
+template <>
+inline constexpr const char* kIndexName<uint8_t> = "_u8";
+template <>
+inline constexpr const char* kIndexName<int32_t> = "_i32";
+template <>
+inline constexpr const char* kIndexName<int64_t> = "_i64";
 
 // Whether every operand has the channels of a pixel next to each other.
 inline bool pool_channels(const PoolJob& c) {
   return c.x.stride[1] == 1 && c.y.stride[1] == 1 && c.p.C > 1 &&
          (c.index_type == IndexType::none || c.index.stride[1] == 1);
 }
+// And whole chunks of 16 bytes of them, whose places in the index are whole chunks too.
+template <class T>
+bool whole_pool_chunks(const PoolJob& c) {
+  constexpr int V = 16 / sizeof(T);
+  return pool_channels(c) && whole_chunks(c.x, V, sizeof(T)) && whole_chunks(c.y, V, sizeof(T)) &&
+         (c.index_type == IndexType::none || whole_chunks(c.index, V, 1));
+}
 
-// Outputs in the order of memory: channels innermost, V at a time, or columns.
+// What is written, in the order of memory: channels innermost, V at a time, or columns.
 struct PoolOrder {
   Axis chunks, channels, cols, rows;
   bool last;  // channels are
 };
 template <int V>
-PoolOrder pool_order(const PoolJob& c) {
-  const PoolProblem& p = c.p;
-  return {make_axis(p.C / V), make_axis(p.C), make_axis(p.cols.out), make_axis(p.rows.out),
-          pool_channels(c)};
+PoolOrder pool_order(const View& written, bool last) {
+  return {make_axis(written.size[1] / V), make_axis(written.size[1]), make_axis(written.size[3]),
+          make_axis(written.size[2]), last};
 }
+inline int64_t elements(const View& v) { return v.size[0] * v.size[1] * v.size[2] * v.size[3]; }
 
 struct PoolPlace {
   int64_t n, c, p, q;
@@ -216,29 +231,25 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
 
 // ---- Launches ----
 
-inline int64_t pool_outputs(const PoolProblem& p) { return p.N * p.C * p.rows.out * p.cols.out; }
-
 template <class T, int V, class I>
 Status launch_max_pool(const PoolJob& c, Stream stream) {
-  const char* index = sizeof(I) == 8 ? "_i64" : sizeof(I) == 4 ? "_i32" : "_u8";
   static const KernelLabel label("max_pool_%s%s%s", kTypeName<T>, V > 1 ? "_x16" : "",
-                                 std::is_same<I, NoIndex>::value ? "" : index);
-  return launch_line(label.text, max_pool<T, V, I>, pool_outputs(c.p) / V, kPoolThreads,
-                     kPoolThreads, 0, stream, c, pool_order<V>(c));
+                                 kIndexName<I>);
+  return launch_line(label.text, max_pool<T, V, I>, elements(c.y) / V, kPoolThreads, kPoolThreads,
+                     0, stream, c, pool_order<V>(c.y, pool_channels(c)));
 }
 
 // Wide accesses for what training and inference use; the caller's own indices are wide by nature.
 template <class T>
 Status launch_max_pool(const PoolJob& c, Stream stream) {
   constexpr int V = 16 / sizeof(T);
-  const bool wide =
-      pool_channels(c) && whole_chunks(c.x, V, sizeof(T)) && whole_chunks(c.y, V, sizeof(T));
+  const bool wide = whole_pool_chunks<T>(c);
   switch (c.index_type) {
     case IndexType::none:
       if (wide) return launch_max_pool<T, V, NoIndex>(c, stream);
       return launch_max_pool<T, 1, NoIndex>(c, stream);
     case IndexType::window8:
-      if (wide && whole_chunks(c.index, V, 1)) return launch_max_pool<T, V, uint8_t>(c, stream);
+      if (wide) return launch_max_pool<T, V, uint8_t>(c, stream);
       return launch_max_pool<T, 1, uint8_t>(c, stream);
     case IndexType::window32: return launch_max_pool<T, 1, int32_t>(c, stream);
     default: return launch_max_pool<T, 1, int64_t>(c, stream);
@@ -249,8 +260,8 @@ template <class T, int V>
 Status launch_avg_pool(const PoolJob& c, int lanes, Stream stream) {
   static const KernelLabel label("avg_pool_%s%s", kTypeName<T>, V > 1 ? "_x16" : "");
   const int bytes = lanes > 1 ? V * kPoolThreads * int(sizeof(Compute<T>)) : 0;
-  return launch_line(label.text, avg_pool<T, V>, pool_outputs(c.p) / V, kPoolThreads / lanes,
-                     kPoolThreads, bytes, stream, c, pool_order<V>(c), lanes);
+  return launch_line(label.text, avg_pool<T, V>, elements(c.y) / V, kPoolThreads / lanes,
+                     kPoolThreads, bytes, stream, c, pool_order<V>(c.y, pool_channels(c)), lanes);
 }
 
 // Lanes that share a window: none where it is small; as many as keep four places each, or 32 where
@@ -267,11 +278,8 @@ inline int avg_pool_lanes(const PoolProblem& p, bool channels) {
 
 template <class T>
 Status launch_avg_pool(const PoolJob& c, Stream stream) {
-  constexpr int V = 16 / sizeof(T);
-  const bool channels = pool_channels(c);
-  const int lanes = avg_pool_lanes(c.p, channels);
-  if (channels && whole_chunks(c.x, V, sizeof(T)) && whole_chunks(c.y, V, sizeof(T)))
-    return launch_avg_pool<T, V>(c, lanes, stream);
+  const int lanes = avg_pool_lanes(c.p, pool_channels(c));
+  if (whole_pool_chunks<T>(c)) return launch_avg_pool<T, 16 / sizeof(T)>(c, lanes, stream);
   return launch_avg_pool<T, 1>(c, lanes, stream);
 }
 

@@ -41,6 +41,15 @@ EXPORT const char* max_pool(const PoolJob* params) {
 EXPORT const char* avg_pool(const PoolJob* params) {
   return launch_avg_pool(*params, nullptr).error;
 }
+EXPORT const char* max_pool_grad(const PoolJob* params) {
+  return launch_max_pool_grad(*params, nullptr).error;
+}
+EXPORT const char* max_pool_gather(const PoolJob* params) {
+  return launch_max_pool_gather(*params, nullptr).error;
+}
+EXPORT const char* avg_pool_grad(const PoolJob* params) {
+  return launch_avg_pool_grad(*params, nullptr).error;
+}
 EXPORT const char* add(const PairJob* job) { return launch_add(*job, nullptr).error; }
 EXPORT const char* transpose(const void* from, void* to, int64_t N, int64_t C, int64_t pixels,
                              int32_t element_bytes, int32_t last) {

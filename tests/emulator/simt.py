@@ -219,23 +219,52 @@ def pool_problem(x: Tensor, kernel, stride=None, padding=0, dilation=1, ceil_mod
     return p
 
 
-def _pool(name, p, x, index_dtype, right=True, order="ascending", seed=1):
-    sizes = (p.N, p.C, p.rows.out, p.cols.out)
-    y = empty_like_layout(sizes, x)
-    index = empty_like_layout(sizes, x, index_dtype) if index_dtype else None
-    with _run(right, order, seed, False, x=x, y=y, index=index) as b:
-        poison(b["y"].tensor)
-        if index is not None:
-            poison(b["index"].tensor)
-        views = (view(b[name]) for name in ("x", "y", "index"))
-        call(name, ctypes.byref(PoolJob(p, *views, INDEX_DTYPES.index(index_dtype))))
-        outputs = [b[name].tensor.clone() for name in ("y", "index") if b[name] is not None]
-        return tuple(outputs) if index_dtype else outputs[0]
+def _pool(name, p, right=True, order="ascending", seed=1, *, written, **tensors):
+    """What the launcher left in the tensors named ``written``, poisoned before."""
+    with _run(right, order, seed, False, **tensors) as b:
+        for each in written:
+            poison(b[each].tensor)
+        index = tensors.get("index")
+        views = (view(b.get(each)) for each in ("x", "y", "index"))
+        kind = INDEX_DTYPES.index(None if index is None else index.dtype)
+        call(name, ctypes.byref(PoolJob(p, *views, kind, "max" in name, name.count("_") > 1)))
+        outputs = [b[each].tensor.clone() for each in written]
+        return tuple(outputs) if len(outputs) > 1 else outputs[0]
+
+
+def _output_size(p):
+    return p.N, p.C, p.rows.out, p.cols.out
 
 
 def max_pool(x: Tensor, *window, index_dtype=None, **run) -> Tensor | tuple[Tensor, Tensor]:
     """``window`` as of torch's max_pool2d."""
-    return _pool("max_pool", pool_problem(x, *window), x, index_dtype, **run)
+    p = pool_problem(x, *window)
+    tensors = dict(x=x, y=empty_like_layout(_output_size(p), x))
+    if index_dtype is not None:
+        tensors["index"] = empty_like_layout(_output_size(p), x, index_dtype)
+    return _pool("max_pool", p, **run, written=list(tensors)[1:], **tensors)
+
+
+def max_pool_grad(dy: Tensor, index: Tensor, x: Tensor, *window, **run) -> Tensor:
+    """``x`` is not read: the input, or one of its size."""
+    dx = empty_like_layout(x.shape, dy)
+    p = pool_problem(x, *window)
+    return _pool("max_pool_grad", p, **run, written=["x"], x=dx, y=dy, index=index)
+
+
+def max_pool_gather(x: Tensor, index: Tensor, *window, **run) -> Tensor:
+    y = empty_like_layout(index.shape, x)
+    p = pool_problem(x, *window)
+    return _pool("max_pool_gather", p, **run, written=["y"], x=x, y=y, index=index)
+
+
+def _averages(p: PoolProblem, operand: Tensor, grad_of: Tensor | None, **run) -> Tensor:
+    """The average of ``operand``; its gradient in ``grad_of``, where ``operand`` is dy."""
+    if grad_of is None:
+        y = empty_like_layout(_output_size(p), operand)
+        return _pool("avg_pool", p, **run, written=["y"], x=operand, y=y)
+    dx = empty_like_layout(grad_of.shape, operand)
+    return _pool("avg_pool_grad", p, **run, written=["x"], x=dx, y=operand)
 
 
 def avg_pool(
@@ -246,22 +275,25 @@ def avg_pool(
     ceil_mode=False,
     count_include_pad=True,
     divisor_override=None,
+    grad_of=None,
     **run,
 ) -> Tensor:
-    p = pool_problem(x, kernel, stride, padding, 1, ceil_mode)
+    """Where ``grad_of`` is an input, ``x`` is the output's gradient and the result its own."""
+    p = pool_problem(x if grad_of is None else grad_of, kernel, stride, padding, 1, ceil_mode)
     p.count_include_pad, p.divisor = count_include_pad, divisor_override or 0
-    return _pool("avg_pool", p, x, None, **run)
+    return _averages(p, x, grad_of, **run)
 
 
-def adaptive_avg_pool(x: Tensor, output_size, **run) -> Tensor:
+def adaptive_avg_pool(x: Tensor, output_size, grad_of=None, **run) -> Tensor:
+    """``grad_of`` as of ``avg_pool``."""
     p = PoolProblem()
     library().adaptive_problem(
-        (_I64 * 4)(*x.shape),
+        (_I64 * 4)(*(x if grad_of is None else grad_of).shape),
         *map(_I64, output_size),
         DTYPES.index(x.dtype),
         ctypes.byref(p),
     )
-    return _pool("avg_pool", p, x, None, **run)
+    return _averages(p, x, grad_of, **run)
 
 
 def add(
