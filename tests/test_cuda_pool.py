@@ -4,11 +4,17 @@ Each runs in every order of its fibers, on poisoned and guarded buffers (``simt.
 """
 
 import pytest
+import test_pool
 import torch
 import torch.nn.functional as F
 from emulator import simt
+from emulator.ops import emulated_cuda
 from emulator.simt import DTYPES, dtype_id, tensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradgradcheck
 
+import fastconv
 from fastconv.testing import reference
 from fastconv.testing.compare import assert_good
 
@@ -39,9 +45,8 @@ def grid_id(value):
 def wide(x):
     """The end of a kernel's name where it takes 16 bytes of channels at a time."""
     n = 16 // x.itemsize
-    whole = (
-        x.stride(1) == 1 and x.shape[1] % n == 0 and all(x.stride(i) % n == 0 for i in (0, 2, 3))
-    )
+    apart = (x.stride(i) for i in (0, 2, 3) if x.shape[i] > 1)
+    whole = x.stride(1) == 1 and x.shape[1] % n == 0 and all(s % n == 0 for s in apart)
     return "_x16" if whole else ""
 
 
@@ -174,11 +179,6 @@ def grad_tensor(size, dtype, layout):
     return tensor(size, dtype, layout)
 
 
-def wide_grad(*tensors):
-    """All with whole chunks of channels, and outputs are dense."""
-    return "_x16" if all(wide(t) for t in tensors) else ""
-
-
 @LAYOUTS
 @pytest.mark.parametrize(("window", "dtype"), grid(WINDOWS), ids=grid_id)
 def test_max_pool_gradients(window, layout, dtype):
@@ -188,7 +188,7 @@ def test_max_pool_gradients(window, layout, dtype):
         _, index = simt.max_pool(x, *window, index_dtype=kind)
         ending = simt.NAMES[dtype] + "{}" + INDEX_NAMES[kind]
         dy = grad_tensor(index.shape, dtype, GRADS[layout])
-        chunks = wide(dy) * (wide(x) != "" and kind == torch.uint8 and layout == "nhwc")
+        chunks = wide(dy) * (kind == torch.uint8 and index.stride(1) == 1)
         dx = simt.every_order(
             simt.max_pool_grad,
             *(dy, index, x, *window),
@@ -228,7 +228,8 @@ def test_avg_pool_gradient(window, layout, dtype):
 def test_adaptive_avg_pool_gradient(output, layout, dtype):
     for size in (POOLED, ODD):
         x, dy = tensor(size, dtype, layout), grad_tensor((*size[:2], *output), dtype, GRADS[layout])
-        kernel = f"avg_pool_grad_{simt.NAMES[dtype]}{wide(dy)}"
+        last = dy.stride(1) < dy.stride(3)  # and so is dx
+        kernel = f"avg_pool_grad_{simt.NAMES[dtype]}{wide(dy) * last}"
         dx = simt.every_order(simt.adaptive_avg_pool, dy, output, grad_of=x, kernel=kernel)
         theirs, truth = (
             gradient(lambda t: F.adaptive_avg_pool2d(t, output), x, dy.to(d))
@@ -246,3 +247,54 @@ def test_gradient_of_nothing():
     dy = torch.ones(2, 16, 3, 5).contiguous(memory_format=torch.channels_last)
     dx = simt.avg_pool(dy, 1, 3, grad_of=x)
     assert dx[:, :, ::3, ::3].eq(1).all() and dx.sum() == dy.sum()
+
+
+@pytest.mark.parametrize("name", [n for n in test_pool.FUNCTIONS if n != "max op"])
+def test_gradients_of_gradients(name):
+    size = (1, 2, 5, 6)
+    x = torch.randperm(60).double().view(size).to(memory_format=torch.channels_last)
+    with emulated_cuda() as log:
+        assert gradgradcheck(test_pool.FUNCTIONS[name], x.requires_grad_())
+    assert any("gather" in kernel for kernel in log) == name.startswith("max")
+
+
+axis = st.tuples(
+    st.integers(1, 12), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2), st.integers(1, 3)
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(rows=axis, cols=axis, ceil=st.booleans(), nhwc=st.booleans(), include=st.booleans())
+def test_every_window_as_on_the_cpu(rows, cols, ceil, nhwc, include):
+    """Gradients of windows that overlap, leave gaps, or lie in the padding."""
+    (h, kh, sh, ph, dh), (w, kw, sw, pw, dw) = rows, cols
+    kernel, stride, pad, dilation = (kh, kw), (sh, sw), (ph, pw), (dh, dw)
+    x = tensor((1, 3, h, w), torch.float64, "nhwc" if nhwc else "nchw").requires_grad_()
+    for pool, last in (
+        (fastconv.max_pool2d, (dilation, ceil)),
+        (fastconv.avg_pool2d, (ceil, include)),
+        (fastconv.adaptive_avg_pool2d, None),
+    ):
+        arguments = (x, (kh, kw)) if last is None else (x, kernel, stride, pad, *last)
+        try:
+            expected = pool(*arguments)
+        except RuntimeError:
+            continue
+        dy = torch.randn_like(expected)
+        grads = [torch.autograd.grad(expected, x, dy)[0]]
+        with emulated_cuda():
+            grads += torch.autograd.grad(pool(*arguments), x, dy)
+        torch.testing.assert_close(*grads)
+
+
+def test_indices_outside_the_plane_are_ignored():
+    dy = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    x = torch.arange(16.0).double().view(1, 1, 4, 4)
+    for index, places in (
+        (torch.tensor([[[[-1, 3], [16, 2**40]]]]), [3]),
+        (torch.tensor([[[[4, 1], [2**31 - 1, -1]]]]).int(), [3]),
+        (torch.tensor([[[[255, 4], [2, 3]]]]).byte(), [12, 15]),
+    ):
+        dx = simt.max_pool_grad(dy, index, x, 2).flatten()
+        assert dx.nonzero().flatten().tolist() == places and dx.sum() == len(places)
+        assert simt.max_pool_gather(x, index, 2).sum() == sum(places)
