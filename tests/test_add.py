@@ -11,6 +11,8 @@ from fastconv.testing.compare import assert_good, poison
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SIZE = (2, 5, 7, 9)
+# Without Triton, whose interpreter is slow at second derivatives.
+NATIVE = pytest.mark.parametrize("backend", ["cpu", "cuda"], indirect=True)
 
 
 def operand(layout: str, dtype=torch.float64, size=SIZE, seed=0) -> torch.Tensor:
@@ -73,6 +75,7 @@ def test_nan_and_infinity_as_torch():
     assert torch.equal(masked, torch.where(output <= 0, 0.0, dy))
 
 
+@NATIVE
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
 def test_gradients(activation):
@@ -88,6 +91,7 @@ def test_gradients(activation):
     assert torch.equal(dx, dy)
 
 
+@NATIVE
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("code", [1, 2])
 def test_activation_grad_differentiates_in_both(code):

@@ -359,6 +359,57 @@ def test_small_residual_add(layouts, dtype, activation):
     assert_good(ours, act(x.cpu() + y.cpu()), truth, dtype)
 
 
+def gradient(function, x, dtype):
+    """Of a fixed dy; on the GPU where x is."""
+    leaf = x.to(dtype).requires_grad_()
+    y = function(leaf)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype)
+    if x.is_cuda:
+        poison_cache()
+    return torch.autograd.grad(y, leaf, dy.to(leaf))[0]
+
+
+def check_gradient(of, x, name):
+    """``of(module)`` is the function of fastconv or by torch."""
+    ours = gradient(of(fastconv), x, x.dtype)
+    assert torch.equal(ours, gradient(of(fastconv), x, x.dtype))
+    theirs, truth = (gradient(of(F), x.cpu(), d) for d in (x.dtype, torch.float64))
+    assert_good(ours, theirs, truth, x.dtype, name=name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "sliced"])
+def test_small_pool_gradients(layout, dtype):
+    x = image(layout, dtype).round(decimals=1)  # with ties
+    for window in WINDOWS:
+        check_gradient(lambda m, w=window: lambda t: m.max_pool2d(t, *w), x, f"max {window}")
+    pools = {
+        "avg": lambda m: lambda t: m.avg_pool2d(t, (3, 2), (2, 1), (1, 1)),
+        "uncounted": lambda m: lambda t: m.avg_pool2d(t, 3, 2, 1, True, False),
+        "indices": lambda m: lambda t: m.max_pool2d(t, 3, 2, 1, return_indices=True)[0],
+        "large": lambda m: lambda t: m.max_pool2d(t, (19, 14)),
+        "adaptive": lambda m: lambda t: m.adaptive_avg_pool2d(t, (4, 5)),
+        "global": lambda m: lambda t: m.adaptive_avg_pool2d(t, 1),
+    }
+    for name, of in pools.items():
+        check_gradient(of, x, name)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "sliced"])
+def test_small_residual_add_gradient(layout, dtype, activation):
+    x = image(layout, dtype)
+    act = ACTIVATE[activation]
+
+    def of(module):
+        if module is fastconv:
+            return lambda t: fastconv.residual_add(t, t.flip(0), activation)
+        return lambda t: act(t + t.flip(0))
+
+    check_gradient(of, x, activation)
+
+
 @pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("name", models.SIX)
 def test_networks(name, precision):
