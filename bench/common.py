@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from fastconv.files import replace_file
 from fastconv.testing.timing import Worker, ask_in_turn, pin, serve
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -145,11 +146,9 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def save(path: Path, document: dict) -> None:
-    """Writes JSON beside ``path`` and renames it: readers see the old file or the whole new one."""
+    """Writes JSON; readers see the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(document, indent=1) + "\n")
-    os.replace(beside, path)
+    replace_file(path, lambda file: file.write((json.dumps(document, indent=1) + "\n").encode()))
 
 
 class Progress:

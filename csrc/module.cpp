@@ -4,6 +4,7 @@
 
 #include <chrono>
 
+#include "choice.h"
 #include "cpu/cpu.h"
 #include "cuda/conv_stem.h"
 #include "error.h"
@@ -38,11 +39,26 @@ std::vector<std::pair<std::string, std::string>> explain_rows(const Sizes& input
                                                               const Sizes& window, int direction,
                                                               int backend, int dtype, bool tf32) {
   std::vector<std::pair<std::string, std::string>> rows;
-  for (const Candidate& c :
-       explain(problem(input, weight, window, static_cast<DType>(dtype)),
-               {static_cast<Backend>(backend), tf32}, static_cast<Direction>(direction)))
-    rows.emplace_back(c.row->name, c.refusal ? c.refusal : "");
+  const ConvProblem p = problem(input, weight, window, static_cast<DType>(dtype));
+  const Capabilities caps = {static_cast<Backend>(backend), tf32};
+  const PlanRow* best = choice(p, caps, static_cast<Direction>(direction));
+  for (const Candidate& c : explain(p, caps, static_cast<Direction>(direction))) {
+    const char* refusal = c.refusal;
+    if (!refusal && best && c.row < best) refusal = "fastconv.tune measured another as faster";
+    rows.emplace_back(c.row->name, refusal ? refusal : "");
+  }
   return rows;
+}
+
+// Makes an algorithm of the CPU run a problem; "" leaves it to the planner.
+void choose_algorithm(const Sizes& input, const Sizes& weight, const Sizes& window, int direction,
+                      int dtype, const std::string& name) {
+  const PlanRow* row = nullptr;
+  for (const PlanRow& each : plan_table())
+    if (each.backend == Backend::cpu && each.name == name) row = &each;
+  check(row || name.empty(), "fastconv: no algorithm is called ", name);
+  choose(problem(input, weight, window, static_cast<DType>(dtype)), {Backend::cpu, false},
+         static_cast<Direction>(direction), row);
 }
 
 // What the CUDA planner computes for the forward pass on a GPU (arch, multiprocessors, bytes of
@@ -123,6 +139,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_poison", [](bool on) { poisoned = poison_scratch = on; });
   m.def("conv_output_size", &output_size);
   m.def("explain", &explain_rows);
+  m.def("choose", &choose_algorithm);
+  m.def("forget_choices", &forget_choices);
   m.def("cuda_tile", &cuda_tile);
   m.def("algorithms", [](int backend) { return algorithms(static_cast<Backend>(backend)); });
   m.def("executed", &executed);

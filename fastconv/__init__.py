@@ -16,6 +16,7 @@ from .ops import (
     max_pool2d,
     residual_add,
 )
+from .tune import tune
 
 __version__ = "0.1.0"
 
@@ -37,4 +38,5 @@ __all__ = [
     "ops",
     "residual_add",
     "testing",
+    "tune",
 ]

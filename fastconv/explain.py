@@ -132,7 +132,11 @@ def build_info() -> dict[str, str]:
         "CPU instruction sets": _C.cpu_isas(),
         "algorithms (CPU)": " ".join(_C.algorithms(0)),
         "algorithms (CUDA)": " ".join(_C.algorithms(1)),
-        "CUDA": "yes, convolution forward only" if _C.cuda else "no: built without a CUDA toolkit (nvcc)",
+        "CUDA": (
+            "yes, convolution forward only"
+            if _C.cuda
+            else "no: built without a CUDA toolkit (nvcc)"
+        ),
         "algorithms (Triton)": " ".join(triton.ROWS),
         "Triton": "yes" if has_triton() else "no: the package triton is not installed",
     }

@@ -135,6 +135,12 @@ def clear_cache(module: torch.nn.Module) -> None:
         each.__dict__.pop("_weight_cache", None)
 
 
+def forget() -> None:
+    """Drops the packed weights of every layer of the process: the algorithms have changed."""
+    for cache in list(_caches):
+        cache.problems.clear()
+
+
 def cache_size(module: torch.nn.Module | None = None) -> int:
     """Bytes of packed weights that `module` keeps, or by default every layer of the process."""
     if module is None:

@@ -1,4 +1,5 @@
 // Torch side of the convolution on the CPU: tensors to jobs, which conv_run.cpp runs.
+#include "../choice.h"
 #include "../conv_op.h"
 #include "blocking.h"
 #include "conv_run.h"
@@ -55,7 +56,7 @@ TapConv forward_job(const ConvProblem& p, const View& x, const View& w) {
   return job;
 }
 
-const PlanRow& forward_plan(const ConvProblem& p) { return plan(p, kCpu, Direction::forward); }
+const PlanRow& forward_plan(const ConvProblem& p) { return chosen(p, kCpu, Direction::forward); }
 
 // A tensor of packed weights: its key, then they.
 constexpr int64_t kPackingHead = 64;  // elements: whole cache lines
@@ -158,7 +159,7 @@ Tensor conv2d_input_grad_cpu(const Tensor& grad, const Tensor& weight, int64_t H
   const int64_t x_size[4] = {p.N, p.C, p.H, p.W};
   const Tensor output = empty4(grad, x_size, channels_last(dy), p.dtype);
   const View dx = view_of(output, op, "output");
-  const PlanRow& row = plan(p, kCpu, Direction::input_grad);
+  const PlanRow& row = chosen(p, kCpu, Direction::input_grad);
   TapConv job = {};
   job.N = p.N, job.G = p.G, job.C = p.K / p.G, job.K = p.C / p.G;
   job.H = p.P, job.W = p.Q;
@@ -206,7 +207,7 @@ Tensor conv2d_weight_grad_cpu(const Tensor& input, const Tensor& grad, int64_t R
   job.x = x.data, job.dy = dy.data, job.dw = dw.data;
   set_strides(job.xs, x);
   set_strides(job.dys, dy);
-  weight_grad_run(job, plan(p, kCpu, Direction::weight_grad));
+  weight_grad_run(job, chosen(p, kCpu, Direction::weight_grad));
   return output;
 }
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +11,8 @@ from types import ModuleType
 from typing import Any, BinaryIO
 
 import torch
+
+from fastconv import files
 
 PLAIN_WIDTH = 180  # columns of a table that goes to a file or a pipe
 
@@ -94,29 +94,15 @@ def device(name: str) -> torch.device:
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file beside `path` and renames it: `path` holds the old bytes or all of the new.
+    """`fastconv.files.replace_file`.
 
     Raises:
         CommandError: the file cannot be written.
     """
-    beside = path.with_name(path.name + ".tmp")
     try:
-        with open(beside, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        files.replace_file(path, write)
     except OSError as error:
         raise CommandError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):  # there only if something went wrong
-            beside.unlink()
-    with contextlib.suppress(OSError):  # makes the new name last; not every system can
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def positive(kind: type) -> Callable[[str], Any]:

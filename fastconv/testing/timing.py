@@ -31,26 +31,33 @@ def quartile(values: Sequence[float]) -> float:
 
 
 def low_quartile(
-    tasks: Mapping[str, Task] | Sequence[Task], rounds: int = 20, seconds: float | None = None
+    tasks: Mapping[str, Task] | Sequence[Task],
+    rounds: int = 20,
+    seconds: float | None = None,
+    before: Callable[[Any], Any] = lambda name: None,
 ) -> Any:
     """Seconds a call of each task takes: a dict for a mapping, a list for a sequence.
 
     Every round takes one sample of each task in turn; a sample repeats the task until it lasts
     about ``SAMPLE_SECONDS``. With ``seconds``, rounds stop once that time is spent (at least three
-    are made).
+    are made). ``before`` is called with a task's name or number before each of its samples.
     """
     names = list(tasks) if isinstance(tasks, Mapping) else list(range(len(tasks)))
     if not names:
         raise ValueError("low_quartile: tasks is empty")
     if rounds < 1:
         raise ValueError(f"low_quartile: rounds is {rounds}, expected at least 1")
-    repeats = {name: _repeats(tasks[name]) for name in names}  # type: ignore[index]
+    repeats = {}
+    for name in names:
+        before(name)
+        repeats[name] = _repeats(tasks[name])  # type: ignore[index]
     samples: dict[Any, list[float]] = {name: [] for name in names}
     start = time.perf_counter()
     for done in range(rounds):
         if seconds is not None and done >= 3 and time.perf_counter() - start > seconds:
             break
         for name in names:
+            before(name)
             samples[name].append(_sample(tasks[name], repeats[name]))  # type: ignore[index]
     result = {name: quartile(samples[name]) for name in names}
     return result if isinstance(tasks, Mapping) else list(result.values())
