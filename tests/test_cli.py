@@ -24,7 +24,7 @@ def run(*arguments):
         return exit.code
 
 
-@pytest.mark.parametrize("command", ["info", "validate", "train", "predict"])
+@pytest.mark.parametrize("command", ["info", "validate", "train", "predict", "tune"])
 def test_help(command, capsys):
     assert run(command, "--help") == 0
     assert command in capsys.readouterr().out
@@ -45,6 +45,14 @@ def test_validate_fails_on_a_wrong_kernel(monkeypatch):
     right = fastconv.nn.conv2d
     monkeypatch.setattr(fastconv.nn, "conv2d", lambda *a, **k: right(*a, **k) * 1.001)
     assert run("validate", "--network", "lenet", "--no-layers") == 1
+
+
+def test_tune_keeps_its_choices(tmp_path, capsys):
+    file = tmp_path / "choices.json"
+    command = ("tune", "--network", "resnet18", "--seconds", "0.001", "--cache", str(file))
+    assert run(*command, "--channels-last") == 0
+    assert "winograd" in capsys.readouterr().out and len(json.loads(file.read_text())["seconds"])
+    fastconv._C.forget_choices()
 
 
 def test_unknown_network_is_refused(capsys):

@@ -1,4 +1,4 @@
-"""The command line: `python -m fastconv {info,validate,train,predict}`."""
+"""The command line: `python -m fastconv {info,validate,train,predict,tune}`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import info, predict, train, validate
+from . import info, predict, train, tune, validate
 from .common import CommandError
 
 EPILOG = """examples:
@@ -27,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (info, validate, train, predict):
+    for command in (info, validate, train, predict, tune):
         command.add_parser(commands)
     return parser
 
