@@ -74,8 +74,8 @@ def architectures() -> list[str]:
 
 
 def sanitizer_flags() -> list[str]:
-    """Of a test build: FASTCONV_SANITIZE=address,undefined. Python then runs with libasan loaded
-    first (LD_PRELOAD)."""
+    """Of a test build: FASTCONV_SANITIZE=address,undefined or thread. Python then runs with libasan
+    loaded first (LD_PRELOAD; .ci/run), or libtsan (bench/thread_sanitizer.py)."""
     wish = os.environ.get("FASTCONV_SANITIZE")
     if not wish:
         return []

@@ -92,7 +92,7 @@ inline Tensor empty(const Tensor& like, int64_t dims, const int64_t* size, const
   if (aoti_torch_empty_strided(dims, size, stride, dtype, device_type, device_index, &handle))
     fail("fastconv: torch could not make a tensor of size ", shape(size, static_cast<int>(dims)));
   const Tensor output(handle);
-  if (poisoned && device_type == aoti_torch_device_type_cpu()) {
+  if (poisoned && output.numel() && device_type == aoti_torch_device_type_cpu()) {
     const bool byte = dtype == aoti_torch_dtype_uint8();
     const bool half = dtype == aoti_torch_dtype_bfloat16() || dtype == aoti_torch_dtype_float16();
     const bool word = dtype == aoti_torch_dtype_float32() || dtype == aoti_torch_dtype_int32();
@@ -125,6 +125,34 @@ inline void check_same(const Tensor& a, const char* name_a, const Tensor& b, con
   check(ta == tb && ia == ib, op, ": ", name_a, " and ", name_b, " are on different devices");
 }
 
+#ifdef __SANITIZE_THREAD__
+// ThreadSanitizer does not see where OpenMP's threads begin and end a region: told here, it reports
+// tasks that race with each other, and not a region with the next.
+extern "C" void __tsan_acquire(void*), __tsan_release(void*);
+template <class F>
+struct Region {
+  const F& f;
+  char &forked, &joined;
+  __attribute__((no_sanitize_thread)) void operator()(int64_t begin, int64_t end) const {
+    __tsan_acquire(&forked);
+    f(begin, end);
+    __tsan_release(&joined);
+  }
+};
+template <class F>
+void parallel_region(int64_t n, const F& f) {
+  char forked, joined;
+  __tsan_release(&forked);
+  torch::stable::parallel_for(0, n, 1, Region<F>{f, forked, joined});
+  __tsan_acquire(&joined);
+}
+#else
+template <class F>
+void parallel_region(int64_t n, const F& f) {
+  torch::stable::parallel_for(0, n, 1, f);
+}
+#endif
+
 // Tasks [0, n) in one parallel region; serial where the whole work is under about 50 us.
 template <class F>
 void parallel_tasks(int64_t n, double flops, const F& f) {
@@ -132,7 +160,7 @@ void parallel_tasks(int64_t n, double flops, const F& f) {
   if (n == 1 || flops < 2e6)
     f(int64_t{0}, n);
   else
-    torch::stable::parallel_for(0, n, 1, f);
+    parallel_region(n, f);
 }
 
 }  // namespace fastconv

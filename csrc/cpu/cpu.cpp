@@ -123,7 +123,7 @@ void* scratch(Slot slot, size_t bytes) {
     want_huge_pages(b.memory.get(), rounded);
     b.size = rounded;
   }
-  if (poison_scratch) memset(b.memory.get(), 0xff, bytes);
+  if (poison_scratch && bytes) memset(b.memory.get(), 0xff, bytes);
   return b.memory.get();
 }
 
