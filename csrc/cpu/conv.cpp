@@ -129,7 +129,8 @@ Tensor conv2d_pack_cpu(const Tensor& input, const Tensor& weight, int64_t stride
       conv2d_problem(input, weight, {}, {},
                      {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0});
   const TapConv job = forward_job(p, view_of(input, op, "input"), view_of(weight, op, "weight"));
-  const Packing packing = conv_packing(job, forward_plan(p));
+  const PlanRow& row = forward_plan(p);
+  const Packing packing = conv_packing(job, row);
   const int64_t size[1] = {kPackingHead + packing.size}, stride[1] = {1};
   const bool f64 = p.dtype == DType::f64;
   const Tensor packed = empty(weight, 1, size, stride, torch_dtype(f64 ? DType::f64 : DType::f32));
@@ -142,8 +143,7 @@ Tensor conv2d_pack_cpu(const Tensor& input, const Tensor& weight, int64_t stride
       ((float*)packed.mutable_data_ptr())[i] = (float)value;
   }
   if (packing.size)
-    conv_pack(job, forward_plan(p),
-              (char*)packed.mutable_data_ptr() + kPackingHead * (f64 ? 8 : 4));
+    conv_pack(job, row, (char*)packed.mutable_data_ptr() + kPackingHead * (f64 ? 8 : 4));
   return packed;
 }
 

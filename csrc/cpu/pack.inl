@@ -1,12 +1,16 @@
 // Panels: kPanel output channels side by side, the operand of the register tile that is loaded.
 namespace fastconv::FASTCONV_NS {
 
-// Past the last element of a strided operand: everything before it may be read.
+// Past the last element of a strided operand: everything before it may be read. Of an empty one,
+// whose data may be null, its beginning.
 template <class S>
 inline const S* end_of(const void* data, const int64_t* size, const int64_t* stride, int dims) {
-  const S* last = (const S*)data;
-  for (int i = 0; i < dims; ++i) last += (size[i] - 1) * stride[i];
-  return last + 1;
+  int64_t last = 0;
+  for (int i = 0; i < dims; ++i) {
+    if (size[i] == 0) return (const S*)data;
+    last += (size[i] - 1) * stride[i];
+  }
+  return (const S*)data + last + 1;
 }
 
 // Of the input of a TapConv or WeightGrad.
