@@ -98,7 +98,7 @@ class Convolution(NamedTuple):
             return lambda: ops.conv2d_weight_grad_raw(x, dy, r, s, *numbers, 0)
         if not packed:
             return lambda: ops.conv2d_raw(x, weight, None, None, *numbers, 0, 0)
-        kept = ops.conv2d_pack(weight, n, h, w, *numbers)
+        kept = ops.conv2d_pack(x, weight, *numbers)
         return lambda: ops.conv2d_packed(x, weight, kept, None, None, *numbers, 0)
 
 
