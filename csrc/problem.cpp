@@ -9,6 +9,22 @@ int64_t conv_output_size(int64_t in, int64_t k, int64_t stride, int64_t pad_befo
   return (in + pad_before + pad_after - dil * (k - 1) - 1) / stride + 1;
 }
 
+TapAxis forward_axis(int64_t taps, int64_t dil, int64_t pad) { return {taps, 0, 1, -pad, dil}; }
+
+TapAxis grad_axis(int64_t taps, int64_t dil, int64_t pad, int64_t stride, int64_t phase) {
+  int64_t first = -1, second = -1, count = 0, last = -1;
+  for (int64_t r = 0; r < taps; ++r) {
+    if ((phase + pad - r * dil) % stride != 0) continue;
+    if (count == 0) first = r;
+    if (count == 1) second = r;
+    last = r, ++count;
+  }
+  const int64_t step = count > 1 ? second - first : 1;
+  if (count == 0) return {0, 0, 1, 0, 1};
+  // From the last tap down, so that positions ascend.
+  return {count, last, -step, (phase + pad - last * dil) / stride, step * dil / stride};
+}
+
 namespace {
 
 void check_settings(const ConvSettings& s) {

@@ -45,6 +45,20 @@ struct ConvSettings {
 int64_t conv_output_size(int64_t in, int64_t k, int64_t stride, int64_t pad_before,
                          int64_t pad_after, int64_t dil);
 
+// The taps of a kernel along one axis, an arithmetic progression in position and in weight index.
+struct TapAxis {
+  int64_t count;                // may be 0 in a phase of the input gradient
+  int64_t index, index_step;    // weight row (column) of tap i: index + i * index_step
+  int64_t offset, offset_step;  // input position of tap i relative to p * stride; offset_step >= 0
+};
+
+// Of the forward direction: tap r at p * stride + r * dil - pad.
+TapAxis forward_axis(int64_t taps, int64_t dil, int64_t pad);
+
+// One stride phase of the input gradient: dx at h = phase + stride * i takes the taps r with
+// (phase + pad - r * dil) divisible by stride, at dy position i + (phase + pad - r * dil) / stride.
+TapAxis grad_axis(int64_t taps, int64_t dil, int64_t pad, int64_t stride, int64_t phase);
+
 // Builds and checks a problem; throws std::runtime_error naming the argument, the value and the
 // sizes on both sides. weight_sizes is (K, C / G, R, S).
 ConvProblem make_conv_problem(const int64_t input_sizes[4], const int64_t weight_sizes[4],

@@ -10,25 +10,6 @@ namespace {
 
 constexpr Capabilities kCpu = {Backend::cpu, false};
 
-// A kernel axis of the forward direction: tap r at p * stride + r * dil - pad.
-TapAxis forward_axis(int64_t taps, int64_t dil, int64_t pad) { return {taps, 0, 1, -pad, dil}; }
-
-// One stride phase of the input gradient: dx at h = phase + stride * i takes the taps r with
-// (phase + pad - r * dil) divisible by stride, at dy position i + (phase + pad - r * dil) / stride.
-TapAxis grad_axis(int64_t taps, int64_t dil, int64_t pad, int64_t stride, int64_t phase) {
-  int64_t first = -1, second = -1, count = 0, last = -1;
-  for (int64_t r = 0; r < taps; ++r) {
-    if ((phase + pad - r * dil) % stride != 0) continue;
-    if (count == 0) first = r;
-    if (count == 1) second = r;
-    last = r, ++count;
-  }
-  const int64_t step = count > 1 ? second - first : 1;
-  if (count == 0) return {0, 0, 1, 0, 1};
-  // From the last tap down, so that positions ascend.
-  return {count, last, -step, (phase + pad - last * dil) / stride, step * dil / stride};
-}
-
 void set_strides(int64_t to[4], const View& v) {
   for (int i = 0; i < 4; ++i) to[i] = v.stride[i];
 }

@@ -9,13 +9,6 @@
 
 namespace fastconv {
 
-// The taps of a kernel along one axis, an arithmetic progression in position and in weight index.
-struct TapAxis {
-  int64_t count;                // may be 0 in a phase of the input gradient
-  int64_t index, index_step;    // weight row (column) of tap i: index + i * index_step
-  int64_t offset, offset_step;  // input position of tap i relative to p * stride; offset_step >= 0
-};
-
 struct TapConv {
   int64_t N, G, C, K;  // C, K: channels per group
   int64_t H, W, P, Q;
