@@ -1,86 +1,15 @@
 // Torch side of the convolution on CUDA: tensors to the parameters of the chosen kernel.
 #include "../conv_op.h"
 #include "../plan.h"
-#include "add.h"
 #include "conv1x1.h"
 #include "conv_depthwise.h"
 #include "conv_direct.h"
 #include "conv_implicit_gemm.h"
 #include "conv_stem.h"
-#include "op.h"
-#include "transpose.h"
+#include "pixels.h"
 
 namespace fastconv::cuda {
 namespace {
-
-int64_t element_bytes(DType d) { return d == DType::f64 ? 8 : d == DType::f32 ? 4 : 2; }
-
-// Elements from one pixel to the next where a tensor is rows of channels (N H W C in that order
-// without gaps between pixels' rows), else 0.
-int64_t pixel_stride(const View& v) {
-  int64_t pixel = v.size[1];  // of a single pixel
-  for (int axis : {0, 2, 3})
-    if (v.size[axis] > 1) pixel = v.stride[axis];
-  const int64_t line = pixel * v.size[3], image = line * v.size[2];
-  const bool rows = (v.size[1] == 1 || v.stride[1] == 1) && pixel >= v.size[1] &&
-                    (v.size[3] == 1 || v.stride[3] == pixel) &&
-                    (v.size[2] == 1 || v.stride[2] == line) &&
-                    (v.size[0] == 1 || v.stride[0] == image);
-  return rows ? pixel : 0;
-}
-
-// Elements from one channel's plane to the next where pixels are dense within it, else 0.
-int64_t plane_stride(const View& v) {
-  const bool dense = (v.size[3] == 1 || v.stride[3] == 1) &&
-                     (v.size[2] == 1 || v.stride[2] == v.size[3] * v.stride[3]);
-  return dense ? (v.size[1] == 1 ? v.size[2] * v.size[3] : v.stride[1]) : 0;
-}
-
-// Copies into a tensor of another layout, one of the two being rows of channels without gaps.
-void copy_layout(const View& from, const View& to, DType dtype, Stream stream) {
-  const int32_t element = int32_t(element_bytes(dtype));
-  const int64_t N = from.size[0], C = from.size[1], pixels = from.size[2] * from.size[3];
-  TransposeParams t = {from.data, to.data, N, 0, 0, from.stride[0], 0, to.stride[0], 0, element};
-  Status status;
-  if (plane_stride(from) && pixel_stride(to)) {
-    t.rows = C, t.columns = pixels;
-    t.from_row = plane_stride(from), t.to_row = pixel_stride(to);
-    status = launch_transpose(t, stream);
-  } else if (pixel_stride(from) && plane_stride(to)) {
-    t.rows = pixels, t.columns = C;
-    t.from_row = pixel_stride(from), t.to_row = plane_stride(to);
-    status = launch_transpose(t, stream);
-  } else {  // any strides: the gradient of no activation is a copy
-    status =
-        launch_add({from, from, to, dtype, Activation::none, true, false, N * C * pixels}, stream);
-  }
-  check_launch(status, "a copy of a tensor of size ", shape(from.size, 4));
-}
-
-// What a kernel asks of an operand's rows besides their order.
-struct RowsWanted {
-  bool aligned;  // to 16 bytes throughout
-  bool dense;    // no gaps between pixels
-};
-
-// A tensor as rows of channels: itself where it is, else a copy, which `keep` owns.
-struct Pixels {
-  Tensor keep;
-  View view;
-  int64_t pixel;
-};
-
-Pixels as_pixels(const Tensor& t, const View& v, DType dtype, RowsWanted wanted, Stream stream) {
-  const int64_t pixel = pixel_stride(v);
-  const bool aligned =
-      pixel * element_bytes(dtype) % 16 == 0 && reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
-  if (pixel && (aligned || !wanted.aligned) && (pixel == v.size[1] || !wanted.dense))
-    return {t, v, pixel};
-  const Tensor copy = empty4(t, v.size, true, dtype);
-  const View to = view_of(copy, "fastconv", "copy");
-  copy_layout(v, to, dtype, stream);
-  return {copy, to, v.size[1]};
-}
 
 // The operands of a forward convolution; the residual and bias may be absent.
 struct Call {
@@ -187,10 +116,15 @@ void run_stem(const Call& c, Math math) {
 }
 
 void run_direct(const Call& c) {
-  DirectParams d = {
-      c.p, view_of(c.input, "conv2d", "input"),   view_of(c.weight, "conv2d", "weight"),
-      {},  view_of(c.output, "conv2d", "output"), nullptr,
-      0};
+  DirectParams d = {c.p,
+                    view_of(c.input, "conv2d", "input"),
+                    view_of(c.weight, "conv2d", "weight"),
+                    {},
+                    view_of(c.output, "conv2d", "output"),
+                    nullptr,
+                    0,
+                    0};
+  d.w_group = c.p.K / c.p.G * d.w.stride[0];
   if (c.residual) d.residual = view_of(*c.residual, "conv2d", "residual");
   if (c.bias) d.bias = c.bias->const_data_ptr(), d.bias_stride = c.bias->stride(0);
   c.must(launch_conv_direct(d, c.place.stream));
