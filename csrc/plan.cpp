@@ -75,10 +75,6 @@ const char* refuse_implicit_gemm(const ConvProblem& p, const Capabilities& caps,
   return gradient ? gradient : cuda::implicit_gemm_refusal(p, cuda::math_of(p.dtype, caps.tf32));
 }
 
-const char* refuse_cuda_direct(const ConvProblem&, const Capabilities&, Direction d) {
-  return refuse_cuda_gradient(d);
-}
-
 }  // namespace
 
 // Ordered: a backend's first row that does not refuse is the plan. Its last takes everything.
@@ -92,7 +88,7 @@ const std::vector<PlanRow>& plan_table() {
       {"stem", Backend::cuda, Algorithm::stem, refuse_stem},
       {"depthwise", Backend::cuda, Algorithm::depthwise, refuse_cuda_depthwise},
       {"implicit_gemm", Backend::cuda, Algorithm::implicit_gemm, refuse_implicit_gemm},
-      {"direct", Backend::cuda, Algorithm::direct, refuse_cuda_direct},
+      {"direct", Backend::cuda, Algorithm::direct, refuse_direct},
   };
   return table;
 }

@@ -58,6 +58,14 @@ def make(case, dtype, layout="nchw", seed=0):
     return LAYOUTS[layout](x), wt, b, (stride, padding, dilation, groups)
 
 
+def gradients(function, x, w, b, window, dy):
+    x, w, b = (t.detach().clone(memory_format=torch.preserve_format) for t in (x, w, b))
+    for t in (x, w, b):
+        t.requires_grad_()
+    y = function(x, w, b, *window)
+    return (y.detach(), *torch.autograd.grad(y, (x, w, b), dy))
+
+
 # What runs: a part of the kernel's name, and a problem (as CASES) and dtype that it takes.
 KERNELS = {
     "conv1x1_f16": ((2, 24, 7, 9, 40, 1, 1, (2, 1), (0, 0), (1, 1), 1), torch.float16),

@@ -8,7 +8,7 @@ import mmap
 import pytest
 import torch
 import torch.nn.functional as F
-from conv_cases import CASES, DTYPES, LAYOUTS, make, values
+from conv_cases import CASES, DTYPES, LAYOUTS, gradients, make, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,14 +17,6 @@ from fastconv import _C
 from fastconv.explain import DIRECTIONS
 from fastconv.ops import conv as conv_ops
 from fastconv.testing.compare import FACTOR, assert_good, factor_of
-
-
-def gradients(function, x, w, b, window, dy):
-    x, w, b = (t.detach().clone(memory_format=torch.preserve_format) for t in (x, w, b))
-    for t in (x, w, b):
-        t.requires_grad_()
-    y = function(x, w, b, *window)
-    return (y.detach(), *torch.autograd.grad(y, (x, w, b), dy))
 
 
 def compare_all(case, dtype, layout):
@@ -163,6 +155,7 @@ def test_padding_words(padding, kernel):
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", ["direct 3x3", "1x1", "depthwise", "depthwise multiplier"])
@@ -183,6 +176,7 @@ def test_fused_epilogue_and_its_gradients(case, layout, activation):
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.usefixtures("backend")
 def test_expanded_gradient_and_memory_format():
     x = torch.randn(2, 6, 7, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
     y = fastconv.conv2d(x, torch.randn(10, 6, 3, 3))
@@ -202,6 +196,7 @@ def test_conv1x1_convolve2d_and_unbatched_input():
     torch.testing.assert_close(fastconv.convolve2d(x, k), F.conv2d(x, k.flip(2, 3)))
 
 
+@pytest.mark.usefixtures("backend")
 def test_empty_batch_has_gradients():
     x, w = torch.empty(0, 3, 5, 7, requires_grad=True), torch.randn(4, 3, 3, 3, requires_grad=True)
     y = fastconv.conv2d(x, w)

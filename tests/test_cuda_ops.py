@@ -17,6 +17,7 @@ from conv_cases import (
     KERNELS,
     LAYOUTS,
     REFUSED,
+    gradients,
     make,
     more_channels_than_a_grid_has_rows,
     values,
@@ -52,6 +53,36 @@ def forward(case, dtype, layout, activation=None, fused=False):
 @pytest.mark.parametrize("case", CASES)
 def test_conv2d(case, layout, dtype):
     forward(CASES[case], dtype, layout)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES)
+def test_gradients(case, layout, dtype):
+    x, w, b, window = make(CASES[case], dtype, layout)
+    size = F.conv2d(x, w, b, *window).shape
+    dy = values(size, torch.Generator().manual_seed(1), dtype)
+    exact = gradients(F.conv2d, x.double(), w.double(), b.double(), window, dy.double())
+    theirs = gradients(F.conv2d, x, w, b, window, dy)
+    with emulated_cuda():
+        ours = gradients(fastconv.conv2d, x, w, b, window, LAYOUTS[layout](dy))
+    for mine, true, reference in zip(ours, exact, theirs, strict=True):
+        assert_good(mine, reference, true, dtype)
+
+
+@pytest.mark.parametrize("case", ["direct 3x3", "grouped", "1x1 strided", "depthwise strided"])
+def test_gradcheck_twice(case):
+    n, c, h, w, k, r, s, stride, padding, dilation, groups = CASES[case]
+    groups = 3 if groups == c else groups
+    small = (1, 3 * groups, 5, 6, 2 * groups, r, s, stride, padding, (1, 1), groups)
+    x, wt, b, window = make(small, torch.float64)
+    inputs = [t.requires_grad_() for t in (x, wt, b)]
+    with emulated_cuda():
+
+        def function(x, w, b):
+            return fastconv.conv2d(x, w, b, *window, activation="sigmoid")
+
+        assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])

@@ -9,8 +9,7 @@ import pytest
 import test_pool
 import torch
 import torch.nn.functional as F
-from conv_cases import DTYPES, LAYOUTS, make, values
-from test_conv import gradients
+from conv_cases import DTYPES, LAYOUTS, gradients, make, values
 from test_triton_ops import EVERY, operands
 from test_triton_ops import block as small_block
 

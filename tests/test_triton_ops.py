@@ -18,8 +18,8 @@ import test_pool
 import torch
 import torch.nn.functional as F
 from conftest import interpreted_triton
-from conv_cases import CASES, LAYOUTS, make, values
-from test_conv import compare_all, gradients
+from conv_cases import CASES, LAYOUTS, gradients, make, values
+from test_conv import compare_all
 
 import fastconv
 from fastconv.cli.emulated import PARTS

@@ -18,7 +18,7 @@ struct DirectTile {
   template <class T>  // of a row in shared memory: aligned to 16 bytes, each row 8 banks further
   static constexpr int kPitch = kPixels + 32 / sizeof(Compute<T>);
   template <class T>
-  static constexpr int kSharedBytes = kPixels * 32 + 2 * kDepth * kPitch<T> * sizeof(Compute<T>);
+  static constexpr int kSharedBytes = kPixels * 40 + 2 * kDepth * kPitch<T> * sizeof(Compute<T>);
 };
 
 FASTCONV_DEVICE bool inside(int64_t i, int64_t size) { return uint64_t(i) < uint64_t(size); }
@@ -57,10 +57,12 @@ __global__ void __launch_bounds__(DirectTile::kThreads, DirectTile::kBlocks<T>)
   const int last = K - k0 < kChannels ? K - k0 - 1 : kChannels - 1;  // channel of the tile
 
   // Shared memory: of each pixel, where its tap's element lies in x (-1: outside), its image's
-  // offset and its first tap's position; then both operands, [depth][pixel] and [depth][channel].
+  // offset and its first tap's position; of each channel, where its weights begin; then both
+  // operands, [depth][pixel] and [depth][channel].
   const uint32_t sources = ptx::shared_address(shared_memory());
   const uint32_t pixels = sources + kPixels * 8;
-  const uint32_t a = pixels + kPixels * 24, b = a + kDepth * kPitch * kBytes;
+  const uint32_t weights = pixels + kPixels * 24;
+  const uint32_t a = weights + kChannels * 8, b = a + kDepth * kPitch * kBytes;
   const int t = threadIdx.x;
   if (t < kPixels) {
     int64_t n = int64_t(tile / G) * kPixels + t;
@@ -69,6 +71,9 @@ __global__ void __launch_bounds__(DirectTile::kThreads, DirectTile::kBlocks<T>)
     ptx::st_shared(pixels + 24 * t, n < p.N ? image : int64_t(-1));
     ptx::st_shared(pixels + 24 * t + 8, int64_t(row * p.stride_h - p.pad_t));
     ptx::st_shared(pixels + 24 * t + 16, int64_t(q * p.stride_w - p.pad_l));
+    // Channels past the last copy that one; their outputs are dropped.
+    const int64_t k = k0 + (t < last ? t : last);
+    ptx::st_shared(weights + 8 * t, group * params.w_group + k * params.w.stride[0]);
   }
   // A thread copies depths x_depth + 4 i of pixel x_pixel, t % 4 + 4 i of channel t / 4: neighbours
   // copy neighbours in memory where the layout has them.
@@ -78,9 +83,6 @@ __global__ void __launch_bounds__(DirectTile::kThreads, DirectTile::kBlocks<T>)
   const int pixel = 4 * (y_channels ? t / 16 : t % 16),
             channel = 4 * (y_channels ? t % 16 : t / 16);
 
-  // Channels past the last copy that one; their outputs are dropped.
-  const T* w =
-      element<T>(params.w, int64_t(group) * K + k0 + (t / 4 < last ? t / 4 : last), 0, 0, 0);
   V acc[4][4] = {};
 #pragma unroll 1
   for (int r = 0, s = 0; r < R; r += s + 1 == S, s = s + 1 == S ? 0 : s + 1) {
@@ -93,7 +95,7 @@ __global__ void __launch_bounds__(DirectTile::kThreads, DirectTile::kBlocks<T>)
       const int64_t source = image + h * params.x.stride[2] + v * params.x.stride[3];
       ptx::st_shared(sources + 8 * t, valid ? source : int64_t(-1));
     }
-    const T* w_tap = w + r * params.w.stride[2] + s * params.w.stride[3];
+    const int64_t w_tap = r * params.w.stride[2] + s * params.w.stride[3];
 #pragma unroll 1
     for (int c0 = 0; c0 < C; c0 += kDepth) {
       __syncthreads();
@@ -101,7 +103,9 @@ __global__ void __launch_bounds__(DirectTile::kThreads, DirectTile::kBlocks<T>)
       const auto source = ptx::ld_shared<int64_t>(sources + 8 * x_pixel);
       const T* from =
           static_cast<const T*>(params.x.data) + source + (c0 + x_depth) * params.x.stride[1];
-      const T* from_w = w_tap + (c0 + t % 4) * params.w.stride[1];
+      const T* from_w = static_cast<const T*>(params.w.data) + w_tap +
+                        ptx::ld_shared<int64_t>(weights + t / 4 * 8) +
+                        (c0 + t % 4) * params.w.stride[1];
       T copy_x[4], copy_w[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -170,7 +174,7 @@ __global__ void __launch_bounds__(DirectTile::kThreads)
   const int64_t q = take_remainder(n, order.cols), row = take_remainder(n, order.rows);
   if (!channels) k = take_remainder(n, order.channels);
   int64_t group = k;
-  take_remainder(group, order.group_channels);
+  const int64_t channel = take_remainder(group, order.group_channels);
   const int64_t C = p.C / p.G, x_step = params.x.stride[1], w_step = params.w.stride[1];
   V acc = 0;
   for (int64_t r = 0; r < p.R; ++r) {
@@ -180,7 +184,7 @@ __global__ void __launch_bounds__(DirectTile::kThreads)
       const int64_t w = q * p.stride_w - p.pad_l + s * p.dil_w;
       if (!inside(w, p.W)) continue;
       const T* from_x = element<T>(params.x, n, group * C, h, w);
-      const T* from_w = element<T>(params.w, k, 0, r, s);
+      const T* from_w = element<T>(params.w, channel, 0, r, s) + group * params.w_group;
       for (int64_t c = 0; c < C;) {
         V part = 0;
         for (int i = 0; i < 16 && c < C; ++i, ++c, from_x += x_step, from_w += w_step)

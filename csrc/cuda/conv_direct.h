@@ -12,6 +12,7 @@ struct DirectParams {
   View x, w, residual, y;  // residual.data may be null
   const void* bias;        // [K], bias_stride apart; may be null
   int64_t bias_stride;
+  int64_t w_group;  // elements from one group's weights to the next
 };
 
 // Below this many output channels a group a thread computes one output by itself: a tile of 64

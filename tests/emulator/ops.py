@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 
 import fastconv
+from fastconv.explain import DIRECTIONS
 from fastconv.ops import registry
 
 from . import configure, library, take_log
@@ -18,6 +19,8 @@ NAME = "emulated cuda"
 # (arch, streaming multiprocessors, bytes of shared memory of each). Four multiprocessors, so that
 # small problems fill it and large tiles are chosen too.
 SMALL_H100 = (90, 4, 228 << 10)
+
+GRADIENTS = {"direct"}
 
 
 @functools.cache
@@ -49,12 +52,15 @@ def emulated_cuda(
 
 
 def executed() -> list[tuple[str, bool]]:
-    """Planner rows of the CUDA backend, and whether each has run in this process."""
+    """Planner rows of the CUDA backend by direction, and whether each has run in this process."""
     rows, name = [], ctypes.c_char_p()
     for index in range(1000):
         ran = library().emulated_row(index, ctypes.byref(name))
         if ran < 0:
             break
         if name.value is not None:
-            rows.append((f"cuda {name.value.decode()} forward", bool(ran & 1)))
+            row = name.value.decode()
+            # The other rows refuse every gradient.
+            directions = DIRECTIONS if row in GRADIENTS else DIRECTIONS[:1]
+            rows += [(f"cuda {row} {d}", bool(ran >> i & 1)) for i, d in enumerate(directions)]
     return rows

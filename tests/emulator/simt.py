@@ -34,6 +34,7 @@ class DirectParams(ctypes.Structure):
         *((name, View) for name in ("x", "w", "residual", "y")),
         ("bias", _P),
         ("bias_stride", _I64),
+        ("w_group", _I64),
     ]
 
 
@@ -167,6 +168,7 @@ def conv_direct(
     with _run(right, order, seed, count_banks, **tensors) as b:
         poison(b["y"].tensor)
         params = DirectParams(p, *(view(b[name]) for name in ("x", "w", "residual", "y")))
+        params.w_group = p.K // p.G * w.stride(0)
         if bias is not None:
             params.bias, params.bias_stride = b["bias"].pointer, bias.stride(0)
         call("conv_direct", ctypes.byref(params))

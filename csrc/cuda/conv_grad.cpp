@@ -1,0 +1,147 @@
+// Torch side of the convolution's gradients on CUDA: tensors to the parameters of the chosen
+// kernel. Sums over pixels are float32 (float64: double) parts, which add_parts adds in order.
+#include "../conv_op.h"
+#include "../plan.h"
+#include "conv_direct_grad.h"
+#include "pixels.h"
+
+namespace fastconv::cuda {
+namespace {
+
+// A gradient's operands: (dy, w) -> dx, or (x, dy) -> dw.
+struct GradCall {
+  const char* op;
+  const ConvProblem& p;
+  const Tensor &first, &second;
+  const Tensor& output;
+  const Place& place;
+
+  View a() const { return view_of(first, op, "first"); }
+  View b() const { return view_of(second, op, "second"); }
+  View out() const { return view_of(output, op, "output"); }
+  void must(const Status& status) const {
+    check_launch(status, op, " of ", shape(first.sizes().data(), 4), " and ",
+                 shape(second.sizes().data(), 4), ", stride (", p.stride_h, ", ", p.stride_w,
+                 "), groups ", p.G);
+  }
+};
+
+// The phases of an axis that some tap reaches.
+struct Phase {
+  int64_t at;
+  TapAxis taps;
+};
+std::vector<Phase> phases(int64_t size, int64_t taps, int64_t dil, int64_t pad, int64_t stride) {
+  std::vector<Phase> found;
+  for (int64_t at = 0; at < stride && at < size; ++at) {
+    const TapAxis axis = grad_axis(taps, dil, pad, stride, at);
+    if (axis.count) found.push_back({at, axis});
+  }
+  return found;
+}
+
+void input_grad_direct(const GradCall& c) {
+  const ConvProblem& p = c.p;
+  const View dy = c.a(), w = c.b(), dx = c.out();
+  const auto rows = phases(p.H, p.R, p.dil_h, p.pad_t, p.stride_h);
+  const auto cols = phases(p.W, p.S, p.dil_w, p.pad_l, p.stride_w);
+  const int64_t all = (p.stride_h < p.H ? p.stride_h : p.H) * (p.stride_w < p.W ? p.stride_w : p.W);
+  if (int64_t(rows.size() * cols.size()) < all) {  // phases without a tap
+    Tensor output = c.output;
+    torch::stable::zero_(output);
+  }
+  for (const Phase& r : rows)
+    for (const Phase& s : cols)
+      c.must(launch_conv_direct(direct_input_grad(p, dy, w, dx, r.at, s.at, r.taps, s.taps),
+                                c.place.stream));
+}
+
+// Parts of a sum: `splits` times `each` floats, or doubles for float64.
+Tensor parts(const Tensor& like, int64_t splits, int64_t each, DType dtype) {
+  const int64_t size[1] = {splits * each}, dense[1] = {1};
+  return empty(like, 1, size, dense, torch_dtype(dtype == DType::f64 ? DType::f64 : DType::f32));
+}
+
+void weight_grad_direct(const GradCall& c) {
+  const ConvProblem& p = c.p;
+  const PixelSplit split = direct_weight_split(p, c.place.gpu.sms);
+  const Tensor partial = parts(c.output, split.splits, c.output.numel(), p.dtype);
+  void* data = partial.mutable_data_ptr();
+  c.must(launch_conv_direct_weight_grad({p, c.a(), c.b(), data, split}, c.place.stream));
+  c.must(launch_add_parts({data, c.out(), split.splits, p.dtype}, c.place.stream));
+}
+
+Tensor conv2d_input_grad_cuda(const Tensor& grad, const Tensor& weight, int64_t H, int64_t W,
+                              int64_t stride_h, int64_t stride_w, int64_t pad_t, int64_t pad_l,
+                              int64_t pad_b, int64_t pad_r, int64_t dil_h, int64_t dil_w,
+                              int64_t groups, int64_t precision) {
+  const char* op = "conv2d_input_grad";
+  const ConvProblem p = conv2d_input_grad_problem(
+      grad, weight, H, W,
+      {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0});
+  const int64_t x_size[4] = {p.N, p.C, p.H, p.W};
+  const Tensor output = empty4(grad, x_size, channels_last(view_of(grad, op, "grad")), p.dtype);
+  if (output.numel() == 0) return output;
+  const OnDevice on(device_of(grad));
+  const Capabilities caps = {Backend::cuda, precision == static_cast<int64_t>(Precision::tf32)};
+  const PlanRow& row = plan(p, caps, Direction::input_grad);
+  mark_ran(row, Direction::input_grad);
+  const GradCall call = {op, p, grad, weight, output, on.place()};
+  switch (row.algorithm) {
+    default: input_grad_direct(call);
+  }
+  return output;
+}
+
+Tensor conv2d_weight_grad_cuda(const Tensor& input, const Tensor& grad, int64_t R, int64_t S,
+                               int64_t stride_h, int64_t stride_w, int64_t pad_t, int64_t pad_l,
+                               int64_t pad_b, int64_t pad_r, int64_t dil_h, int64_t dil_w,
+                               int64_t groups, int64_t precision) {
+  const char* op = "conv2d_weight_grad";
+  const ConvProblem p = conv2d_weight_grad_problem(
+      input, grad, R, S, {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0});
+  const int64_t w_size[4] = {p.K, p.C / p.G, R, S};
+  const Tensor output = empty4(input, w_size, false, p.dtype);
+  const OnDevice on(device_of(input));
+  const Capabilities caps = {Backend::cuda, precision == static_cast<int64_t>(Precision::tf32)};
+  const PlanRow& row = plan(p, caps, Direction::weight_grad);
+  mark_ran(row, Direction::weight_grad);
+  const GradCall call = {op, p, input, grad, output, on.place()};
+  switch (row.algorithm) {
+    default: weight_grad_direct(call);
+  }
+  return output;
+}
+
+Tensor conv2d_bias_grad_cuda(const Tensor& grad) {
+  const char* op = "conv2d_bias_grad";
+  const View dy = view_of(grad, op, "grad");
+  const DType dtype = dtype_of(grad, op);
+  const int64_t K = dy.size[1], size[1] = {K}, stride[1] = {1};
+  const Tensor output = empty(grad, 1, size, stride, torch_dtype(dtype));
+  if (K == 0) return output;
+  const OnDevice on(device_of(grad));
+  const PixelSplit split = bias_split(dy, on.place().gpu.sms);
+  const Tensor partial = parts(grad, split.splits, K, dtype);
+  void* data = partial.mutable_data_ptr();
+  const View db = {output.mutable_data_ptr(), {K, 1, 1, 1}, {1, 1, 1, 1}};
+  const std::string words = shape(dy.size, 4);
+  check_launch(launch_conv_bias_grad({dy, data, split, dtype}, on.place().stream), op, " of ",
+               words);
+  check_launch(launch_add_parts({data, db, split.splits, dtype}, on.place().stream), op, " of ",
+               words);
+  return output;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(FASTCONV_CUDA_LIBRARY, FASTCONV_CUDA_KEY, m) {
+  m.impl("conv2d_input_grad", TORCH_BOX(&conv2d_input_grad_cuda));
+  m.impl("conv2d_input_grad_raw", TORCH_BOX(&conv2d_input_grad_cuda));
+  m.impl("conv2d_weight_grad", TORCH_BOX(&conv2d_weight_grad_cuda));
+  m.impl("conv2d_weight_grad_raw", TORCH_BOX(&conv2d_weight_grad_cuda));
+  m.impl("conv2d_bias_grad", TORCH_BOX(&conv2d_bias_grad_cuda));
+  m.impl("conv2d_bias_grad_raw", TORCH_BOX(&conv2d_bias_grad_cuda));
+}
+
+}  // namespace fastconv::cuda

@@ -1,0 +1,119 @@
+"""The CUDA backend's convolution gradients in the emulator, against float64.
+
+Each runs in ascending, descending and random order of its fibers, which must agree to the bit; its
+operands end or begin at a page that cannot be accessed (``grads.in_every_order``).
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from emulator import grads
+from emulator.kernels import problem
+from emulator.simt import DTYPES, NAMES, dtype_id, tensor
+
+from fastconv.testing.compare import assert_good
+
+
+def torch_gradients(x, w, dy, padding=(0, 0), **settings):
+    """(dx, dw) by torch; `padding` may be of four sides."""
+    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+    top, left, bottom, right = padding if len(padding) == 4 else padding * 2
+    y = F.conv2d(F.pad(x, (left, right, top, bottom)), w, **settings)
+    return torch.autograd.grad(y, (x, w), dy)
+
+
+def operands(x, w, dtype, layouts=("nhwc",) * 3, **settings):
+    """x, w and dy; small whole numbers in float64, so that the truth is exact."""
+    p = problem(x, w, **settings)
+    scale = (w[1] * w[2] * w[3]) ** -0.5
+    sizes = zip((x, w, (p.N, p.K, p.P, p.Q)), layouts, (1.0, scale, 1.0), strict=True)
+    made = [tensor(size, dtype, layout, scale) for size, layout, scale in sizes]
+    return [(8 * t).round_() for t in made] if dtype == torch.float64 else made
+
+
+def truth_and_torchs(x, w, dy, **settings):
+    exact = torch_gradients(x.double(), w.double(), dy.double(), **settings)
+    return zip(exact, torch_gradients(x, w, dy, **settings), strict=True)
+
+
+def check(x, w, dy, input_kernel, weight_kernel, **settings):
+    dtype = x.dtype
+    (dx_true, dx_torch), (dw_true, dw_torch) = truth_and_torchs(x, w, dy, **settings)
+    dx, log = grads.input_grad(dy, w, x.shape[2:], **settings)
+    assert_good(dx, dx_torch, dx_true, dtype, name="dx")
+    assert any(name.startswith(input_kernel) for name in log), log
+    dw, log = grads.weight_grad(x, dy, w.shape[2:], **settings)
+    assert_good(dw, dw_torch, dw_true, dtype, name="dw")
+    assert any(name.startswith(weight_kernel) for name in log), log
+    return log
+
+
+# ---- conv_direct ----
+
+ALL = dict(stride=(2, 1), padding=(1, 2, 0, 3), dilation=(1, 2))
+NHWC, NCHW = ("nhwc",) * 3, ("nchw",) * 3
+# Odd channels, which the other kernels refuse.
+DIRECT = [
+    # Tiles: tails in both channels; groups; every layout; more than one split of the pixels.
+    ((2, 21, 7, 9), (70, 21, 3, 2), ALL, ("nhwc", "nhwc", "nchw")),
+    ((2, 67, 7, 5), (23, 67, 3, 2), ALL, ("nchw", "nchw", "nhwc")),
+    ((1, 34, 5, 8), (42, 17, 3, 3), dict(groups=2, padding=(1, 1)), ("nhwc sliced",) * 3),
+    ((1, 34, 5, 8), (42, 17, 3, 3), dict(groups=2, padding=(4, 3)), ("nchw sliced",) * 3),
+    ((3, 21, 6, 11), (23, 21, 1, 1), dict(stride=(2, 3)), ("nchw", "nhwc", "nhwc")),
+    ((2, 21, 23, 31), (23, 21, 2, 1), {}, NHWC),
+    # A warp a weight: groups of few channels; few of one; phases without a tap.
+    ((2, 12, 9, 7), (24, 1, 3, 2), dict(groups=12, **ALL), ("nhwc", "nchw", "nhwc")),
+    ((2, 6, 8, 11), (9, 2, 2, 3), dict(groups=3, **ALL), NCHW),
+    ((2, 7, 35, 37), (5, 7, 3, 1), dict(stride=(2, 1)), ("nhwc sliced", "nhwc", "nchw sliced")),
+    ((1, 5, 11, 14), (9, 5, 1, 2), dict(stride=(3, 4)), NHWC),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("case", DIRECT, ids=lambda c: f"{c[0]} {c[1]}".replace(", ", ","))
+def test_direct(case, dtype):
+    x, w, settings, layouts = case
+    given = operands(x, w, dtype, layouts, **settings)
+    groups = settings.get("groups", 1)
+    narrow = "_narrow" if w[1] * w[0] // groups < 256 else ""
+    name = f"conv_direct_weight_grad{narrow}_{NAMES[dtype]}"
+    check(*given, "conv_direct", name, **settings)
+
+
+@pytest.mark.parametrize("w", [(21, 17, 3, 2), (5, 6, 3, 2)], ids=["tile", "narrow"])
+def test_direct_leaves_padding_out(w):
+    """An infinite weight or gradient is never multiplied by the zeros of padding."""
+    x, w, dy = (t.abs() + 1 for t in operands((1, w[1], 5, 7), w, torch.float64))
+    w[0, 2, 0, 0] = torch.inf
+    dx, _ = grads.input_grad(dy, w, (5, 7))
+    infinite = torch.zeros_like(dx, dtype=torch.bool)
+    infinite[0, 2, :3, :6] = True  # of the size of dy
+    assert torch.equal(dx.isinf(), infinite) and not dx.isnan().any()
+    dy = tensor((1, w.shape[0], 7, 10), torch.float64).abs()
+    dy[0, 3, 0, 1] = torch.inf  # reads x through the last tap alone
+    dw, _ = grads.weight_grad(x, dy, w.shape[2:], padding=(2, 2))
+    infinite = torch.zeros_like(dw, dtype=torch.bool)
+    infinite[3, :, 2, 1] = True
+    assert torch.equal(dw.isinf(), infinite) and not dw.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("layout", ["nhwc", "nchw", "nhwc sliced", "nchw sliced", "expanded"])
+@pytest.mark.parametrize("size", [(2, 37, 5, 7), (3, 1, 9, 4), (2, 11, 23, 31)], ids=str)
+def test_bias_grad(size, layout, dtype):
+    dy = tensor(size, dtype, layout)
+    if layout == "expanded":
+        dy = torch.randn(1, size[1], 1, 1).to(dtype).expand(size)
+    if dtype == torch.float64:
+        dy = (8 * dy).round()
+    db, _ = grads.bias_grad(dy)
+    assert_good(db, dy.sum((0, 2, 3)), dy.double().sum((0, 2, 3)), dtype)
+
+
+def test_an_empty_batch():
+    x, w, dy = (
+        t.double()
+        for t in (torch.empty(0, 3, 5, 7), torch.ones(4, 3, 3, 3), torch.ones(0, 4, 3, 5))
+    )
+    assert grads.input_grad(dy, w, (5, 7))[0].shape == x.shape
+    assert (grads.weight_grad(x, dy, (3, 3))[0] == 0).all() and (grads.bias_grad(dy)[0] == 0).all()
