@@ -17,6 +17,8 @@ import emulator
 import pytest
 from emulator import kernels
 
+from fastconv.explain import DIRECTIONS
+
 CUDA = emulator.ROOT / "csrc" / "cuda"
 ARCHS = ("sm_80", "sm_90a")
 SHARED_OF_AN_SM = {"sm_80": 164 << 10, "sm_90a": 228 << 10}
@@ -88,7 +90,7 @@ def sources(pattern: str) -> list:
     ]
 
 
-GEMM = "instances/(conv_implicit_gemm|conv1x1)_"
+GEMM = "instances/(conv_implicit_gemm|conv1x1|conv_input_grad|conv_weight_grad)_"
 
 
 def functions(said: str) -> dict[str, dict[str, int]]:
@@ -113,22 +115,26 @@ def test_nothing_is_spilled(source, arch):
 def test_the_budget_of_every_tile(source, arch):
     math = source.rsplit("_", 1)[1].removesuffix(".cu")
     element = 2 if math in ("f16", "bf16") else 4
+    direction = next((d for d in DIRECTIONS[1:] if d in source), "forward")
+    extra = 15 * 15 * 8 + 8 if direction == "input_grad" else 0  # the table of taps
     seen = set()
     for name, used in functions(compiled(source, arch)[1]).items():
-        # GemmConfig<(Math)0, 4, false>
-        config = re.search(r"GemmConfigIL\w*4MathE(\d)ELi(\d+)ELb(\d)E", name)
+        # GemmConfig<(Math)0, 4, false, (Direction)0>
+        found = r"GemmConfigIL\w*4MathE(\d)ELi(\d+)ELb(\d)EL\w*DirectionE(\d)E"
+        config = re.search(found, name)
         if config is None:
             continue
         assert kernels.MATHS[int(config[1])] == math
-        tile = kernels.tiles(math)[int(config[2])]
+        assert DIRECTIONS[int(config[4])] == direction
+        tile = kernels.tiles(math, direction)[int(config[2])]
         seen.add(int(config[2]))
         threads = 32 * (tile.bm // tile.wm) * (tile.bn // tile.wn)
-        shared = tile.stages * (tile.bm + tile.bn) * tile.bk * element + 1024
+        shared = tile.stages * (tile.bm + tile.bn) * tile.bk * element + extra + 1024
         assert used["registers"] <= tile.registers, f"{tile}: {used}"
         given = -(-used["registers"] // 8) * 8  # registers are given to a warp in units of 256
         assert tile.blocks * threads * given <= REGISTERS_OF_AN_SM, f"{tile}: {used}"
         assert tile.blocks * shared <= SHARED_OF_AN_SM[arch], f"{tile}: {shared} bytes"
-    assert seen == set(range(len(kernels.tiles(math))))
+    assert seen == set(range(len(kernels.tiles(math, direction))))
 
 
 @pytest.mark.skipif(find_cuobjdump() is None, reason="no cuobjdump")
@@ -144,5 +150,11 @@ def test_the_machine_code_uses_the_tensor_cores(source, arch):
     wanted = kind.get(source.rsplit("_", 1)[1].removesuffix(".cu"), "HMMA.1688.F32.TF32")
     for function in text.split("Function : ")[1:]:
         if "GemmConfig" in function.split("\n")[0] and "add_splits" not in function.split("\n")[0]:
-            for instruction in (wanted, "LDGSTS.E.BYPASS", "LDSM.16.M88.4", "STG.E.128"):
-                assert instruction in function, (function.split("\n")[0], instruction)
+            first = function.split("\n")[0]
+            across = "conv_input_grad" in source or "conv_weight_grad" in source
+            loads = "LDSM.16.MT88.4" if across and "16.cu" in source else "LDSM.16.M88.4"
+            stores = "STG.E.64" if "conv_weight_grad" in source else "STG.E.128"
+            if "weight_grad" in source and "16.cu" not in source:
+                loads = "LDS"  # floats are transposed by reads of 4 bytes
+            for instruction in (wanted, "LDGSTS.E.BYPASS", loads, stores):
+                assert instruction in function, (first, instruction)

@@ -3,6 +3,8 @@
 #include "../conv_op.h"
 #include "../plan.h"
 #include "conv_direct_grad.h"
+#include "conv_input_grad.h"
+#include "conv_weight_grad.h"
 #include "pixels.h"
 
 namespace fastconv::cuda {
@@ -71,6 +73,51 @@ void weight_grad_direct(const GradCall& c) {
   c.must(launch_add_parts({data, c.out(), split.splits, p.dtype}, c.place.stream));
 }
 
+Pixels pixels(const GradCall& c, const Tensor& t, bool dense) {
+  return as_pixels(t, view_of(t, c.op, "operand"), c.p.dtype, {true, dense}, c.place.stream);
+}
+
+// On tensor cores.
+void input_grad_gemm(const GradCall& c, bool pointwise, Math math) {
+  const ConvProblem& p = c.p;
+  const Pixels dy = pixels(c, c.first, false), w = pixels(c, c.second, true);
+  const View wanted = c.out();
+  View dx = wanted;
+  OptionalTensor result, partial;
+  if (!pixel_stride(dx)) {
+    result = empty4(c.output, dx.size, true, p.dtype);
+    dx = view_of(*result, c.op, "output");
+  }
+  const TileChoice tile = choose_tile(p, math, c.place.gpu, Direction::input_grad);
+  check(tile.tile >= 0, c.op, ": no tile of this GPU takes the problem");
+  ConvOperands at = {dy.view.data, w.view.data, nullptr, nullptr, dx.data,
+                     nullptr,      dy.pixel,    p.C,     0};
+  if (tile.splits > 1) {
+    partial = parts(c.output, tile.splits, c.output.numel(), p.dtype);
+    at.partial = static_cast<float*>(partial->mutable_data_ptr());
+  }
+  PhaseParams all;
+  const int count = make_phase_params(p, at, tile.splits, tile.split_depth, &all);
+  c.must(launch_conv_input_grad(all, count, pointwise, math, tile.tile, c.place.stream));
+  if (result) copy_layout(dx, wanted, p.dtype, c.place.stream);
+}
+
+void weight_grad_gemm(const GradCall& c, bool pointwise, Math math) {
+  const ConvProblem& p = c.p;
+  const Pixels x = pixels(c, c.first, false), dy = pixels(c, c.second, false);
+  const TileChoice tile = choose_tile(p, math, c.place.gpu, Direction::weight_grad);
+  check(tile.tile >= 0, c.op, ": no tile of this GPU takes the problem");
+  const Tensor partial = parts(c.output, tile.splits, c.output.numel(), p.dtype);
+  float* data = static_cast<float*>(partial.mutable_data_ptr());
+  const ConvParams params = make_conv_params(
+      p, {x.view.data, nullptr, nullptr, nullptr, dy.view.data, data, x.pixel, dy.pixel, 0},
+      tile.splits, tile.split_depth);
+  c.must(launch_conv_weight_grad(params, pointwise, math, tile.tile, c.place.stream));
+  GradSums sums = {data, c.out(), tile.splits, p.dtype};
+  sums.mend = math == Math::f32, sums.conv = params;
+  c.must(launch_add_parts(sums, c.place.stream));
+}
+
 Tensor conv2d_input_grad_cuda(const Tensor& grad, const Tensor& weight, int64_t H, int64_t W,
                               int64_t stride_h, int64_t stride_w, int64_t pad_t, int64_t pad_l,
                               int64_t pad_b, int64_t pad_r, int64_t dil_h, int64_t dil_w,
@@ -87,7 +134,10 @@ Tensor conv2d_input_grad_cuda(const Tensor& grad, const Tensor& weight, int64_t 
   const PlanRow& row = plan(p, caps, Direction::input_grad);
   mark_ran(row, Direction::input_grad);
   const GradCall call = {op, p, grad, weight, output, on.place()};
+  const Math math = math_of(p.dtype, caps.tf32);
   switch (row.algorithm) {
+    case Algorithm::conv1x1: input_grad_gemm(call, true, math); break;
+    case Algorithm::implicit_gemm: input_grad_gemm(call, false, math); break;
     default: input_grad_direct(call);
   }
   return output;
@@ -107,7 +157,10 @@ Tensor conv2d_weight_grad_cuda(const Tensor& input, const Tensor& grad, int64_t 
   const PlanRow& row = plan(p, caps, Direction::weight_grad);
   mark_ran(row, Direction::weight_grad);
   const GradCall call = {op, p, input, grad, output, on.place()};
+  const Math math = math_of(p.dtype, caps.tf32);
   switch (row.algorithm) {
+    case Algorithm::conv1x1: weight_grad_gemm(call, true, math); break;
+    case Algorithm::implicit_gemm: weight_grad_gemm(call, false, math); break;
     default: weight_grad_direct(call);
   }
   return output;

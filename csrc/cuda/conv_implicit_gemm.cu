@@ -5,7 +5,9 @@
 namespace fastconv::cuda {
 
 Status launch_conv_implicit_gemm(const ConvParams& params, Math math, int tile, Stream stream) {
-  return launch_math<false>(params, math, tile, stream);
+  return with_math(math, [&](auto constant) {
+    return launch_gemm<decltype(constant)::value, false>(params, tile, stream);
+  });
 }
 
 }  // namespace fastconv::cuda

@@ -41,8 +41,20 @@ struct ConvOperands {
   int64_t x_pixel, y_pixel, residual_pixel;
 };
 
+// Where weight (k, c, r, s) of a group lies, in elements; k is a channel of the product's outputs.
+struct WeightStrides {
+  int64_t first, group;
+  int32_t k, c, r, s;
+};
+
+// Where output (n, p, q) lies, in pixels.
+struct OutputPlace {
+  int32_t first, image, line, step;
+};
+
 struct ConvParams {
   ConvOperands at;
+  WeightStrides weight;
   int32_t H, W, R, S, Q;
   int32_t M;     // output pixels, N P Q
   int32_t C, K;  // of one group
@@ -52,6 +64,11 @@ struct ConvParams {
   Divisor by_image, by_row;  // P Q, Q
   int32_t depth;             // length of the reduction, R S C
   int32_t splits, split_depth;
+  // Of a stride phase of the input gradient (conv_grad_params.h), which is a convolution of dy
+  // whose outputs are some of the pixels of dx. Without splits or phases `total` is M.
+  OutputPlace place;
+  int32_t total;                 // pixels of all phases
+  Divisor by_channels, by_taps;  // C, S
 };
 
 // Why the implicit GEMM kernels (conv_implicit_gemm, conv1x1) cannot run a problem; null if they
@@ -88,6 +105,10 @@ inline ConvParams make_conv_params(const ConvProblem& p, const ConvOperands& at,
   c.by_image = make_divisor(p.P * p.Q);
   c.by_row = make_divisor(p.Q);
   c.depth = c.R * c.S * c.C;
+  c.weight = {0, int64_t(c.K) * c.depth, c.depth, 1, c.S * c.C, c.C};
+  c.total = c.M;
+  c.by_channels = make_divisor(c.C);
+  c.by_taps = make_divisor(c.S);
   c.splits = splits, c.split_depth = split_depth;
   return c;
 }

@@ -20,7 +20,6 @@ struct StemConfig {
   static constexpr int kBlocks = sizeof(T) == 2 ? 4 : 3;
   static constexpr Tile kTile = {kStemRows * kStemColumns, kN, 0, 32, kN, 1, kBlocks, 0};
   static constexpr bool kPrefetch = false;
-  static constexpr int kRowBytes = 0;  // no rows of WarpTile's own
   static constexpr int kSize = Chunk<T>::kSize, kSlabPitch = kN + 8;
 };
 

@@ -1,5 +1,8 @@
 // Chooses the instance of an arithmetic; each is compiled in a file of its own, in instances/.
 #pragma once
+#include <type_traits>
+
+#include "conv_grad_params.h"
 #include "dialect.cuh"
 #include "tiles.h"
 
@@ -9,13 +12,20 @@ namespace fastconv::cuda {
 template <Math kMath, bool kPointwise>
 Status launch_gemm(const ConvParams& params, int tile, Stream stream);
 
-template <bool kPointwise>
-Status launch_math(const ConvParams& params, Math math, int tile, Stream stream) {
+template <Math kMath, bool kPointwise>
+Status launch_input_grad(const PhaseParams& all, int phases, int tile, Stream stream);
+
+template <Math kMath, bool kPointwise>
+Status launch_weight_grad(const ConvParams& params, int tile, Stream stream);
+
+// f with the arithmetic as a constant.
+template <class F>
+Status with_math(Math math, const F& f) {
   switch (math) {
-    case Math::f16: return launch_gemm<Math::f16, kPointwise>(params, tile, stream);
-    case Math::bf16: return launch_gemm<Math::bf16, kPointwise>(params, tile, stream);
-    case Math::tf32: return launch_gemm<Math::tf32, kPointwise>(params, tile, stream);
-    default: return launch_gemm<Math::f32, kPointwise>(params, tile, stream);
+    case Math::f16: return f(std::integral_constant<Math, Math::f16>{});
+    case Math::bf16: return f(std::integral_constant<Math, Math::bf16>{});
+    case Math::tf32: return f(std::integral_constant<Math, Math::tf32>{});
+    default: return f(std::integral_constant<Math, Math::f32>{});
   }
 }
 

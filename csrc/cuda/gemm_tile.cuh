@@ -1,8 +1,9 @@
 // The warp's share of a block's product: fragments from shared memory, tensor-core products.
 //
-// Both operands are rows of depth, 64 or 128 bytes a step. The 16-byte chunks of a row are permuted
-// so that eight rows read by one ldmatrix lie in different banks. A chunk holds 8 halves or 4
-// floats, and one step of the tensor core takes 32 bytes of either, so all arithmetics share this.
+// Operands of the forward pass are rows along the depth, 64 or 128 bytes a step. The 16-byte chunks
+// of a row are permuted so that eight rows read by one ldmatrix lie in different banks. A chunk
+// holds 8 halves or 4 floats, and one step of the tensor core takes 32 bytes of either, so all
+// arithmetics share this. Gradients have operands that lie across the depth, and are transposed.
 #pragma once
 #include "epilogue.cuh"
 #include "tiles.h"
@@ -24,28 +25,43 @@ struct Storage<Math::bf16> {
   using type = bf16;
 };
 
-template <Math kM, int kIndex, bool kOneByOne>
+// An operand's part of a stage: rows of a tile, each bk of depth, or (kDepthRows) bk rows of depth,
+// each the whole tile, where that is how it lies in memory.
+template <class T, int kTileRows, int kBk, int kThreads, bool kDepthRows>
+struct OperandShape {
+  static constexpr int kRows = kDepthRows ? kBk : kTileRows;
+  static constexpr int kRowBytes = (kDepthRows ? kTileRows : kBk) * int(sizeof(T));
+  static constexpr int kChunks = kRowBytes / 16, kRowsPerPass = kThreads / kChunks;
+  static constexpr int kLoads = kRows / kRowsPerPass, kPassBytes = kRowsPerPass * kRowBytes;
+  static_assert(kRowsPerPass % (kDepthRows && sizeof(T) == 4 ? 4 : 8) == 0,
+                "a thread's rows share one permutation of chunks");
+  static_assert(kRows % kRowsPerPass == 0);
+};
+
+template <Math kM, int kIndex, bool kOneByOne, Direction kD = Direction::forward>
 struct GemmConfig {
   static constexpr Math kMath = kM;
-  static constexpr Tile kTile = tile_of(kM, kIndex);
+  static constexpr Direction kDirection = kD;
+  static constexpr Tile kTile = tile_of(kM, kIndex, kD);
   static constexpr bool kPointwise = kOneByOne;
   using T = typename Storage<kM>::type;
-  static constexpr int kRowBytes = kTile.bk * int(sizeof(T)), kChunks = kRowBytes / 16;
-  static constexpr int kSteps = kRowBytes / 32;
+  static constexpr bool kDepthRowsA = kD == Direction::weight_grad;
+  static constexpr bool kDepthRowsB = kD != Direction::forward;
   static constexpr int kThreads = kTile.threads();
-  static constexpr int kRowsPerPass = kThreads / kChunks;
-  static constexpr int kLoadsA = kTile.bm / kRowsPerPass, kLoadsB = kTile.bn / kRowsPerPass;
-  static constexpr int kBytesA = kTile.bm * kRowBytes, kStageBytes = kBytesA + kTile.bn * kRowBytes;
+  using A = OperandShape<T, kTile.bm, kTile.bk, kThreads, kDepthRowsA>;
+  using B = OperandShape<T, kTile.bn, kTile.bk, kThreads, kDepthRowsB>;
+  static constexpr int kStepBytes = kTile.bk * int(sizeof(T)), kSteps = kStepBytes / 32;
+  static constexpr int kBytesA = kTile.bm * kStepBytes;
+  static constexpr int kStageBytes = kBytesA + kTile.bn * kStepBytes;
   // store_tile's part of a warp: 16 rows of floats, and two slabs of residual.
   static constexpr int kSlabPitch = kTile.wn + 8;
   static constexpr int kSlabBytes = 16 * (kSlabPitch * 4 + 2 * kTile.wn * int(sizeof(T)));
-  static constexpr int kSharedBytes = kTile.shared_bytes(sizeof(T));
+  static constexpr int kSharedBytes =
+      kTile.shared_bytes(sizeof(T)) + (kD == Direction::input_grad ? kTapTableBytes : 0);
   // 3xTF32 keeps its registers for the second set of accumulators.
   static constexpr bool kPrefetch = kM != Math::f32;
 
-  static_assert(kRowBytes == 64 || kRowBytes == 128);
-  static_assert(kRowsPerPass % 8 == 0, "a thread's rows share one permutation of chunks");
-  static_assert(kTile.bm % kRowsPerPass == 0 && kTile.bn % kRowsPerPass == 0);
+  static_assert(kStepBytes == 64 || kStepBytes == 128);
   static_assert(kTile.wm % 16 == 0 && kTile.wn % 16 == 0);
   static_assert(kTile.warps() * kSlabBytes <= kSharedBytes, "store_tile reuses the stages");
   static_assert(kM != Math::f32 || kTile.bk <= 32, "3xTF32 is promoted each 32 of depth");
@@ -55,13 +71,17 @@ template <int kRowBytes>
 FASTCONV_DEVICE int swizzle(int row, int chunk) {
   return chunk ^ (kRowBytes == 64 ? row >> 1 & 3 : row & 7);
 }
+// Of rows of depth: a warp reads floats of four rows, two chunks of each.
+template <class T, int kRowBytes>
+FASTCONV_DEVICE int swizzle_depth(int row, int chunk) {
+  return sizeof(T) == 4 ? chunk ^ (row & 3) << 1 : swizzle<kRowBytes>(row, chunk);
+}
 
 template <class Config>
 struct WarpTile {
   static constexpr Tile kTile = Config::kTile;
   static constexpr int kRows = kTile.wm / 16, kColumns = kTile.wn / 8;
   static constexpr int kBuffers = Config::kPrefetch ? 2 : 1;
-  static constexpr int kBytes = Config::kRowBytes;
 
   float acc[kRows][kColumns][4];
   float total[Config::kMath == Math::f32 ? kRows : 1][kColumns][4];
@@ -71,10 +91,10 @@ struct WarpTile {
   FASTCONV_DEVICE void start() {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     constexpr int kWarpsN = kTile.bn / kTile.wn;
-    const int row = warp / kWarpsN * kTile.wm + lane % 16;
-    const int column = warp % kWarpsN * kTile.wn + lane % 8 + lane / 16 * 8;
-    a_from = row * kBytes + swizzle<kBytes>(row, lane / 16) * 16;
-    b_from = Config::kBytesA + column * kBytes + swizzle<kBytes>(column, lane / 8 % 2) * 16;
+    const int m = warp / kWarpsN * kTile.wm, n = warp % kWarpsN * kTile.wn;
+    a_from = start_of<typename Config::A, Config::kDepthRowsA>(m, lane % 16, lane / 16);
+    b_from = Config::kBytesA + start_of<typename Config::B, Config::kDepthRowsB>(
+                                   n, lane % 8 + lane / 16 * 8, lane / 8 % 2);
     ptx::keep(a_from);
     ptx::keep(b_from);
 #pragma unroll
@@ -88,15 +108,53 @@ struct WarpTile {
         }
   }
 
-  // Reads the fragments of a step: its two chunks differ from step 0's in bits 5 and 6.
+  // Where a lane reads an operand whose first row in the tile is `first`: at row `row` of the 16
+  // that ldmatrix reads, chunk `chunk` of a step's two.
+  template <class Shape, bool kDepthRows>
+  static FASTCONV_DEVICE uint32_t start_of(int first, int row, int chunk) {
+    using T = typename Config::T;
+    const int lane = threadIdx.x % 32;
+    if constexpr (!kDepthRows) {
+      row += first;
+      return row * Shape::kRowBytes + swizzle<Shape::kRowBytes>(row, chunk) * 16;
+    } else if constexpr (sizeof(T) == 2) {
+      const int depth = row % 8 + chunk * 8, column = first / 8 + row / 8;
+      return depth * Shape::kRowBytes + swizzle_depth<T, Shape::kRowBytes>(depth, column) * 16;
+    } else {
+      const int depth = lane % 4, column = first / 4 + lane / 16;
+      return depth * Shape::kRowBytes + swizzle_depth<T, Shape::kRowBytes>(depth, column) * 16 +
+             lane / 4 % 4 * 4;
+    }
+  }
+
+  // Fragments of 16 rows of an operand, `i`-th of the warp's, in step `step`. Chunks of a step
+  // differ from step 0's in bits 5 and 6; those of rows of depth by 16 rows in the same way.
+  template <class Shape, bool kDepthRows, bool kIsA>
+  static FASTCONV_DEVICE void fragment(uint32_t (&v)[4], uint32_t from, int i, int step) {
+    if constexpr (!kDepthRows) {
+      ptx::ldmatrix_x4(v, (from ^ step << 5) + i * 16 * Shape::kRowBytes);
+    } else if constexpr (sizeof(typename Config::T) == 2) {
+      ptx::ldmatrix_x4_trans(v, (from ^ i << 5) + step * 16 * Shape::kRowBytes);
+    } else {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int right = kIsA ? e % 2 : e / 2, below = kIsA ? e / 2 : e % 2;  // 8 rows, 4 of depth
+        v[e] = ptx::ld_shared<uint32_t>((from ^ (2 * i + right) << 5) +
+                                        (step * 8 + below * 4) * Shape::kRowBytes);
+      }
+    }
+  }
+
   FASTCONV_DEVICE void read(uint32_t stage, int step) {
     const int buffer = step % kBuffers;
 #pragma unroll
     for (int i = 0; i < kRows; ++i)
-      ptx::ldmatrix_x4(a[buffer][i], ((stage + a_from) ^ step << 5) + i * 16 * kBytes);
+      fragment<typename Config::A, Config::kDepthRowsA, true>(a[buffer][i], stage + a_from, i,
+                                                              step);
 #pragma unroll
     for (int j = 0; j < kColumns / 2; ++j)
-      ptx::ldmatrix_x4(b[buffer][j], ((stage + b_from) ^ step << 5) + j * 16 * kBytes);
+      fragment<typename Config::B, Config::kDepthRowsB, false>(b[buffer][j], stage + b_from, j,
+                                                               step);
   }
 
   FASTCONV_DEVICE void multiply(int step) {

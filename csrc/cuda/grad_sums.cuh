@@ -1,7 +1,7 @@
 // The second pass of a sum over pixels: a thread adds the parts of one weight in order.
 #pragma once
 #include "grad_sums.h"
-#include "storage.cuh"
+#include "store_tile.cuh"
 
 namespace fastconv::cuda {
 
@@ -11,6 +11,23 @@ struct PartsOrder {
   Axis C, S, R;
   int64_t weights;
 };
+
+// One weight's gradient in plain float32; ends early where the sum is truly NaN.
+FASTCONV_DEVICE float plain_weight_sum(const ConvParams& p, int k, int c, int r, int s) {
+  const float* dy = static_cast<const float*>(p.at.y) + k;
+  const float* x = static_cast<const float*>(p.at.x) + k / p.K * p.C + c;
+  float sum = 0;
+#pragma unroll 1
+  for (int m = 0; m < p.M && sum == sum; ++m) {
+    const Pixel at = pixel_of(p, m);
+    const int h = at.p * p.stride_h - p.pad_t + r * p.dil_h;
+    const int w = at.q * p.stride_w - p.pad_l + s * p.dil_w;
+    if (h < 0 || h >= p.H || w < 0 || w >= p.W) continue;
+    sum += ptx::ld_global(dy + m * p.at.y_pixel) *
+           ptx::ld_global(x + ((int64_t(at.n) * p.H + h) * p.W + w) * p.at.x_pixel);
+  }
+  return sum;
+}
 
 template <class T>
 __global__ void __launch_bounds__(kAddPartsThreads)
@@ -25,6 +42,8 @@ __global__ void __launch_bounds__(kAddPartsThreads)
   int64_t k = index;
   const int64_t c = take_remainder(k, order.C), s = take_remainder(k, order.S),
                 r = take_remainder(k, order.R);
+  if constexpr (sizeof(T) == 4)
+    if (sums.mend && sum != sum) sum = plain_weight_sum(sums.conv, int(k), int(c), int(r), int(s));
   ptx::st_global(const_cast<T*>(element<T>(sums.dw, k, c, r, s)), narrow<T>(sum));
 }
 

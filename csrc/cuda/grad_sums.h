@@ -1,7 +1,7 @@
 // Sums over pixels in parts: what a weight or bias gradient's kernel leaves, and the second pass
 // that adds the parts in order. No CUDA header.
 #pragma once
-#include "../problem.h"
+#include "conv_params.h"
 #include "status.h"
 
 namespace fastconv::cuda {
@@ -11,6 +11,9 @@ struct GradSums {
   View dw;              // (K, C, R, S), C of a group, any strides
   int64_t splits;
   DType dtype;
+  // Of 3xTF32: sums that are NaN are made again in float32, from the operands of conv_weight_grad.
+  bool mend;
+  ConvParams conv;
 };
 
 // How a sum over `pixels` is split, `step` pixels at a time: so many parts that `tiles` of them

@@ -2,6 +2,7 @@
 // so that a thread holds 16 bytes of one pixel's channels, which it finishes and stores. The
 // residual comes by asynchronous copies, two slabs ahead.
 #pragma once
+#include "conv_grad_params.h"
 #include "epilogue.cuh"
 #include "gemm_tile.cuh"
 
@@ -19,22 +20,48 @@ FASTCONV_DEVICE Pixel pixel_of(const ConvParams& c, int m) {
   return {n, p, rest - p * c.Q};
 }
 
+template <Direction kD>
+using ParamsOf =
+    typename std::conditional<kD == Direction::input_grad, PhaseParams, ConvParams>::type;
+
+// What block z of a grid works on: of the input gradient, splits of a phase are neighbours.
+FASTCONV_DEVICE const ConvParams& phase_of(const ConvParams& p, int) { return p; }
+FASTCONV_DEVICE const ConvParams& phase_of(const PhaseParams& p, int z) {
+  return p.phase[z / p.phase[0].splits];
+}
+template <Direction kD>
+FASTCONV_DEVICE int split_of(const ConvParams& p, int z) {
+  return kD == Direction::input_grad ? z % p.splits : z;
+}
+
+// Where output m lies, in pixels.
+template <Direction kD>
+FASTCONV_DEVICE int place_of(const ConvParams& c, int m) {
+  if (kD != Direction::input_grad) return m;
+  const Pixel at = pixel_of(c, m);
+  return c.place.first + at.n * c.place.image + at.p * c.place.line + at.q * c.place.step;
+}
+
 // One output in plain float32, for the few that 3xTF32 leaves NaN: an infinite operand times a
 // rest of zero is NaN where it should be infinite. Ends early where the sum is truly NaN.
 FASTCONV_DEVICE float plain_sum(const ConvParams& c, int m, int k) {
   const Pixel at = pixel_of(c, m);
-  const float* w = static_cast<const float*>(c.at.w) + int64_t(k) * c.depth;
-  const float* x = static_cast<const float*>(c.at.x) + int64_t(k / c.K) * c.C;
+  const int group = k / c.K;
+  const float* w = static_cast<const float*>(c.at.w) + c.weight.first + group * c.weight.group +
+                   int64_t(k - group * c.K) * c.weight.k;
+  const float* x = static_cast<const float*>(c.at.x) + int64_t(group) * c.C;
   float sum = 0;
 #pragma unroll 1
   for (int tap = 0; tap < c.R * c.S; ++tap) {
-    const int h = at.p * c.stride_h - c.pad_t + tap / c.S * c.dil_h;
-    const int v = at.q * c.stride_w - c.pad_l + tap % c.S * c.dil_w;
+    const int r = tap / c.S, s = tap - r * c.S;
+    const int h = at.p * c.stride_h - c.pad_t + r * c.dil_h;
+    const int v = at.q * c.stride_w - c.pad_l + s * c.dil_w;
     if (h < 0 || h >= c.H || v < 0 || v >= c.W) continue;
     const float* from = x + ((int64_t(at.n) * c.H + h) * c.W + v) * c.at.x_pixel;
+    const float* from_w = w + r * c.weight.r + s * c.weight.s;
 #pragma unroll 1
     for (int i = 0; i < c.C && sum == sum; ++i)
-      sum += ptx::ld_global(from + i) * ptx::ld_global(w + tap * c.C + i);
+      sum += ptx::ld_global(from + i) * ptx::ld_global(from_w + int64_t(i) * c.weight.c);
   }
   return sum;
 }
@@ -64,9 +91,10 @@ struct TileStore {
   int first, column;     // row and column of the warp tile's first, this lane's outputs
   bool inside;           // its channels exist
   uint32_t slab, ahead;  // in shared memory: of this warp, of this lane's part of the residual
+  int split;
 
-  FASTCONV_DEVICE TileStore(const ConvParams& params, uint32_t shared, int m0, int n0)
-      : params(params) {
+  FASTCONV_DEVICE TileStore(const ConvParams& params, uint32_t shared, int m0, int n0, int split)
+      : params(params), split(split) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     column = lane % kLanesPerRow * kSize;
     const int n = n0 + warp % kWarpsN * kTile.wn + column;
@@ -103,6 +131,7 @@ struct TileStore {
       const int m = first + 16 * i + pass * kRowsAtOnce;
       if (m >= params.M || !inside) continue;
       const int row = threadIdx.x % 32 / kLanesPerRow + pass * kRowsAtOnce;
+      const int to = place_of<Config::kDirection>(params, m);
       float v[kSize];
 #pragma unroll
       for (int e = 0; e < kSize; e += 4) {
@@ -110,7 +139,7 @@ struct TileStore {
         v[e] = four.x, v[e + 1] = four.y, v[e + 2] = four.z, v[e + 3] = four.w;
       }
       if (params.splits > 1) {
-        float* partial = params.at.partial + (int64_t(blockIdx.z) * params.M + m) * K + k;
+        float* partial = params.at.partial + (int64_t(split) * params.total + to) * K + k;
 #pragma unroll
         for (int e = 0; e < kSize; e += 4)
           ptx::st_global(reinterpret_cast<float4*>(partial + e),
@@ -122,16 +151,16 @@ struct TileStore {
       if (params.at.residual != nullptr)
         residual = ptx::ld_shared<Chunk<T>>(ahead + (i % 2 * kPasses + pass) * 512);
       finish_chunk(v, bias, residual, params.activation,
-                   static_cast<T*>(params.at.y) + m * params.at.y_pixel + k);
+                   static_cast<T*>(params.at.y) + to * params.at.y_pixel + k);
     }
   }
 };
 
 template <class Config, int kRows, int kColumns>
 FASTCONV_DEVICE void store_tile(const ConvParams& params, const float (&acc)[kRows][kColumns][4],
-                                uint32_t shared, int m0, int n0) {
+                                uint32_t shared, int m0, int n0, int split) {
   using T = typename Config::T;
-  const TileStore<Config> store(params, shared, m0, n0);
+  const TileStore<Config> store(params, shared, m0, n0, split);
   store.fetch(0);
   if (kRows > 1) store.fetch(1);
   const T* bias_at = static_cast<const T*>(params.at.bias);

@@ -52,16 +52,51 @@ constexpr Tile kFloatTiles[] = {
     {128, 32, 32, 32, 32, 3, 2, 160},
 };
 
+// Gradients. Operands that lie in memory along the wrong axis (weights of the input gradient, both
+// of the weight gradient) are transposed on the way to registers, by ldmatrix for 2-byte elements
+// and by 4-byte reads for floats. M is pixels of dx or K, N is C or R S C.
+constexpr int kTapTableBytes = 15 * 15 * 8 + 8;  // of an input gradient's block, behind its stages
+constexpr Tile kHalfGradTiles[] = {
+    // The default.
+    {128, 128, 32, 64, 64, 4, 2, 255},
+    // Up to 64 channels, or too few blocks of 128 x 128.
+    {128, 64, 32, 64, 32, 4, 2, 208},
+    // Small maps; weights of 64 x 64.
+    {64, 64, 64, 64, 32, 3, 3, 216},
+    // Up to 32 channels.
+    {128, 32, 32, 32, 32, 4, 4, 128},
+};
+constexpr Tile kTf32GradTiles[] = {
+    {128, 128, 16, 64, 64, 4, 2, 255},
+    {128, 64, 16, 64, 32, 4, 2, 208},
+    {64, 64, 32, 64, 32, 3, 3, 216},
+    {128, 32, 16, 32, 32, 4, 4, 128},
+};
+constexpr Tile kFloatGradTiles[] = {
+    {128, 128, 32, 64, 32, 3, 1, 240},
+    {128, 64, 32, 64, 32, 3, 2, 240},
+    {64, 64, 32, 32, 32, 3, 3, 168},
+    {128, 32, 32, 32, 32, 3, 2, 168},
+};
+
 template <int N>
 constexpr int count(const Tile (&)[N]) {
   return N;
 }
-constexpr int tile_count(Math math) {
+constexpr int tile_count(Math math, Direction d = Direction::forward) {
+  if (d != Direction::forward)
+    return math == Math::tf32  ? count(kTf32GradTiles)
+           : math == Math::f32 ? count(kFloatGradTiles)
+                               : count(kHalfGradTiles);
   return math == Math::tf32  ? count(kTf32Tiles)
          : math == Math::f32 ? count(kFloatTiles)
                              : count(kHalfTiles);
 }
-constexpr Tile tile_of(Math math, int index) {
+constexpr Tile tile_of(Math math, int index, Direction d = Direction::forward) {
+  if (d != Direction::forward)
+    return math == Math::tf32  ? kTf32GradTiles[index]
+           : math == Math::f32 ? kFloatGradTiles[index]
+                               : kHalfGradTiles[index];
   return math == Math::tf32  ? kTf32Tiles[index]
          : math == Math::f32 ? kFloatTiles[index]
                              : kHalfTiles[index];
@@ -95,9 +130,10 @@ inline float products_per_cycle(Math math, int arch) {
 //     per scheduler hides no latency: x 1.5;
 //   - filling the pipeline costs about 1500 cycles a group of concurrent blocks, the epilogue the
 //     bytes of its outputs at 16 a cycle;
-//   - partial sums are written and read once, and cost a second launch of about 4000 cycles.
+//   - partial sums (`parts`) are written and read once, and cost a second launch of about 4000
+//     cycles.
 inline float tile_cycles(const Tile& t, Math math, const Device& gpu, int64_t M, int64_t K,
-                         int64_t groups, int64_t depth, int splits, float* waves) {
+                         int64_t groups, int64_t depth, int splits, bool parts, float* waves) {
   const int element = element_bytes(math);
   const int64_t tiles = (M + t.bm - 1) / t.bm * ((K + t.bn - 1) / t.bn) * groups;
   const int64_t blocks = tiles * splits;
@@ -116,31 +152,46 @@ inline float tile_cycles(const Tile& t, Math math, const Device& gpu, int64_t M,
   const float slowest = products > reads ? products : reads;
   const float step = (slowest > copies ? slowest : copies) * lonely;
   const float fill = 1500.f * ((per_sm + concurrent - 1) / concurrent);
-  const float store = float(t.bm) * t.bn * (splits > 1 ? 4 : element) / 16;
+  const float store = float(t.bm) * t.bn * (parts ? 4 : element) / 16;
   float cycles = per_sm * (steps * step + store) + fill;
-  if (splits > 1) cycles += 4000 + float(M) * K * groups * splits * 4 / (16.f * gpu.sms);
+  if (parts) cycles += 4000 + float(M) * K * groups * splits * 4 / (16.f * gpu.sms);
   return cycles;
 }
 
-// The cheapest tile and number of splits. A split keeps at least eight steps.
+// The cheapest tile and number of splits. A split keeps at least eight steps; a weight gradient,
+// whose depth is pixels, has partial sums in any case and may take hundreds.
 inline TileChoice choose_tile(int64_t M, int64_t K, int64_t groups, int64_t depth, Math math,
-                              const Device& gpu) {
+                              const Device& gpu, Direction d = Direction::forward) {
   TileChoice best = {-1, 1, int32_t(depth), 0, 1e30f};
-  for (int i = 0; i < tile_count(math); ++i) {
-    const Tile t = tile_of(math, i);
+  const bool weights = d == Direction::weight_grad;
+  const int most = weights ? 1024 : 32;
+  for (int i = 0; i < tile_count(math, d); ++i) {
+    const Tile t = tile_of(math, i, d);
     const int64_t steps = (depth + t.bk - 1) / t.bk;
-    for (int splits = 1; splits <= 32 && (splits == 1 || steps / splits >= 8); ++splits) {
+    for (int splits = 1; splits <= most && (splits == 1 || steps / splits >= 8);
+         splits += splits < 32 ? 1 : splits / 8) {
       const int64_t steps_each = (steps + splits - 1) / splits;
       if ((steps + steps_each - 1) / steps_each != splits) continue;  // the last one would be empty
       float waves = 0;
-      const float cycles = tile_cycles(t, math, gpu, M, K, groups, depth, splits, &waves);
+      const float cycles =
+          tile_cycles(t, math, gpu, M, K, groups, depth, splits, weights || splits > 1, &waves);
       if (cycles < best.cycles) best = {i, splits, int32_t(steps_each * t.bk), waves, cycles};
     }
   }
   return best;
 }
-inline TileChoice choose_tile(const ConvProblem& p, Math math, const Device& gpu) {
-  return choose_tile(p.N * p.P * p.Q, p.K / p.G, p.G, p.R * p.S * (p.C / p.G), math, gpu);
+inline TileChoice choose_tile(const ConvProblem& p, Math math, const Device& gpu,
+                              Direction d = Direction::forward) {
+  const int64_t C = p.C / p.G, K = p.K / p.G, taps = p.R * p.S;
+  if (d == Direction::weight_grad)
+    return choose_tile(K, taps * C, p.G, p.N * p.P * p.Q, math, gpu, d);
+  if (d == Direction::forward) return choose_tile(p.N * p.P * p.Q, K, p.G, taps * C, math, gpu);
+  // A block of the input gradient works on one stride phase, of at most this many taps.
+  const int64_t phases = p.stride_h * p.stride_w;
+  const int64_t most =
+      ((p.R + p.stride_h - 1) / p.stride_h) * ((p.S + p.stride_w - 1) / p.stride_w);
+  return choose_tile((p.N * p.H * p.W + phases - 1) / phases, C, p.G * phases, most * K, math, gpu,
+                     d);
 }
 
 }  // namespace fastconv::cuda

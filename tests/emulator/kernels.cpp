@@ -1,5 +1,8 @@
 // The product's launchers and tile table, for ctypes (kernels.py).
 #include "../../csrc/cuda/conv1x1.h"
+#include "../../csrc/cuda/conv_input_grad.h"
+#include "../../csrc/cuda/conv_weight_grad.h"
+#include "../../csrc/cuda/grad_sums.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -25,10 +28,35 @@ EXPORT const char* conv1x1_refusal(const ConvProblem* problem, int32_t math) {
   return cuda::conv1x1_refusal(*problem, Math(math));
 }
 
-EXPORT int32_t tiles(int32_t math) { return tile_count(Math(math)); }
-EXPORT void tile(int32_t math, int32_t index, Tile* out) { *out = tile_of(Math(math), index); }
-EXPORT void choose(const ConvProblem* problem, int32_t math, const Device* gpu, TileChoice* out) {
-  *out = choose_tile(*problem, Math(math), *gpu);
+// x is dy and y is dx.
+EXPORT const char* conv_input_grad(const ConvProblem* problem, const ConvOperands* at, int32_t math,
+                                   int32_t tile, int32_t splits, int32_t split_depth,
+                                   int32_t pointwise) {
+  PhaseParams all;
+  const int phases = make_phase_params(*problem, *at, splits, split_depth, &all);
+  return launch_conv_input_grad(all, phases, pointwise, Math(math), tile, nullptr).error;
+}
+// y is dy and w is dw, K R S C.
+EXPORT const char* conv_weight_grad(const ConvProblem* problem, const ConvOperands* at,
+                                    int32_t math, int32_t tile, int32_t splits,
+                                    int32_t split_depth, int32_t pointwise) {
+  const ConvParams params = make_conv_params(*problem, *at, splits, split_depth);
+  const Status status = launch_conv_weight_grad(params, pointwise, Math(math), tile, nullptr);
+  if (status.error) return status.error;
+  const int64_t K = problem->K, C = problem->C / problem->G, R = problem->R, S = problem->S;
+  const View dw = {const_cast<void*>(at->w), {K, C, R, S}, {R * S * C, 1, S * C, C}};
+  GradSums sums = {at->partial, dw, splits, problem->dtype};
+  sums.mend = Math(math) == Math::f32, sums.conv = params;
+  return launch_add_parts(sums, nullptr).error;
+}
+
+EXPORT int32_t tiles(int32_t math, int32_t d) { return tile_count(Math(math), Direction(d)); }
+EXPORT void tile(int32_t math, int32_t index, int32_t d, Tile* out) {
+  *out = tile_of(Math(math), index, Direction(d));
+}
+EXPORT void choose(const ConvProblem* problem, int32_t math, const Device* gpu, int32_t d,
+                   TileChoice* out) {
+  *out = choose_tile(*problem, Math(math), *gpu, Direction(d));
 }
 
 }  // namespace fastconv::cuda

@@ -7,6 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
+from fastconv.explain import DIRECTIONS
 from fastconv.ops.sizes import ACTIVATIONS
 
 from . import buffers, configure, library
@@ -62,11 +63,11 @@ class Choice(ctypes.Structure):
     ]
 
 
-def tiles(math: str) -> list[Tile]:
-    code = MATHS.index(math)
-    rows = [Tile() for _ in range(library().tiles(code))]
+def tiles(math: str, direction: str = "forward") -> list[Tile]:
+    code, d = MATHS.index(math), DIRECTIONS.index(direction)
+    rows = [Tile() for _ in range(library().tiles(code, d))]
     for i, row in enumerate(rows):
-        library().tile(code, i, ctypes.byref(row))
+        library().tile(code, i, d, ctypes.byref(row))
     return rows
 
 
@@ -80,9 +81,10 @@ def problem(x, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, acti
     return Problem(*sizes, 0, ACTIVATIONS[activation])
 
 
-def choose(p: Problem, math: str, device: Device) -> Choice:
+def choose(p: Problem, math: str, device: Device, direction: str = "forward") -> Choice:
     choice = Choice()
-    library().choose(ctypes.byref(p), MATHS.index(math), ctypes.byref(device), ctypes.byref(choice))
+    codes = MATHS.index(math), ctypes.byref(device), DIRECTIONS.index(direction)
+    library().choose(ctypes.byref(p), *codes, ctypes.byref(choice))
     return choice
 
 
@@ -138,3 +140,61 @@ def conv(
         if error:
             raise RuntimeError(error.decode())
         return b["y"].tensor.clone()
+
+
+def conv_grad(
+    direction: str,
+    first: Tensor,
+    second: Tensor,
+    size: tuple[int, int],
+    *,
+    math: str,
+    tile: int,
+    splits: int = 1,
+    pointwise: bool = False,
+    right: bool = True,
+    order: str = "ascending",
+    seed: int = 1,
+    count_banks: bool = False,
+    **settings,
+) -> Tensor:
+    """dx of (dy, w), of H x W ``size``, or dw of (x, dy), of R x S ``size``; poisoned before, in
+    channels_last memory as they are.
+
+    Raises:
+        RuntimeError: the emulator's report.
+    """
+    input_grad = direction == "input_grad"
+    groups = settings.get("groups", 1)
+    if input_grad:
+        x, w = (first.shape[0], second.shape[1] * groups, *size), tuple(second.shape)
+    else:
+        x, w = tuple(first.shape), (second.shape[1], first.shape[1] // groups, *size)
+    p = problem(x, w, **settings)
+    p.dtype = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}[first.dtype]
+    out = torch.empty(x if input_grad else w, dtype=first.dtype)
+    out = out.to(memory_format=torch.channels_last)
+    bk = tiles(math, direction)[tile].bk
+    taps = -(-p.R // p.stride_h) * -(-p.S // p.stride_w)
+    depth = taps * (p.K // p.G) if input_grad else p.N * p.P * p.Q
+    steps = -(-depth // bk)
+    split_depth = -(-steps // splits) * bk
+    partial = torch.empty(splits * out.numel())
+    launcher = getattr(library(), f"conv_{direction}")
+    launcher.restype = ctypes.c_char_p
+    configure(order, seed, arch=86, count_banks=count_banks)
+    with buffers(right, first=first, second=second, out=out, partial=partial) as b:
+        at = {name: buffer.pointer for name, buffer in b.items()}
+        steps = first.stride(3), second.stride(3)
+        if input_grad:
+            operands = at["first"], at["second"], None, None, at["out"], at["partial"]
+            steps = steps[0], out.stride(3)
+        else:
+            operands = at["first"], at["out"], None, None, at["second"], at["partial"]
+        b["out"].tensor.fill_(torch.nan)
+        b["partial"].tensor.fill_(torch.nan)
+        codes = MATHS.index(math), tile, splits, split_depth, pointwise
+        error = launcher(ctypes.byref(p), ctypes.byref(Operands(*operands, *steps, 0)), *codes)
+        if error:
+            raise RuntimeError(error.decode())
+        return b["out"].tensor.clone()
