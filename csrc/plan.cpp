@@ -3,7 +3,7 @@
 #include <atomic>
 
 #include "cuda/conv_depthwise.h"
-#include "cuda/conv_params.h"
+#include "cuda/conv_grad_params.h"
 #include "cuda/conv_stem.h"
 #include "error.h"
 
@@ -51,14 +51,17 @@ const char* refuse_cuda_gradient(Direction direction) {
   return direction == Direction::forward ? nullptr : "its gradients are not written yet";
 }
 
+constexpr char kNoFloat64[] = "tensor cores multiply float64 no faster";
+
 const char* refuse_cuda_conv1x1(const ConvProblem& p, const Capabilities& caps, Direction d) {
-  if (p.dtype == DType::f64) return "tensor cores multiply float64 no faster";
-  const char* gradient = refuse_cuda_gradient(d);
-  return gradient ? gradient : cuda::conv1x1_refusal(p, cuda::math_of(p.dtype, caps.tf32));
+  if (p.dtype == DType::f64) return kNoFloat64;
+  const cuda::Math math = cuda::math_of(p.dtype, caps.tf32);
+  return d == Direction::forward ? cuda::conv1x1_refusal(p, math)
+                                 : cuda::grad1x1_refusal(p, math, d);
 }
 
 const char* refuse_stem(const ConvProblem& p, const Capabilities& caps, Direction d) {
-  if (p.dtype == DType::f64) return "tensor cores multiply float64 no faster";
+  if (p.dtype == DType::f64) return kNoFloat64;
   const char* gradient = refuse_cuda_gradient(d);
   return gradient ? gradient : cuda::stem_refusal(p, cuda::math_of(p.dtype, caps.tf32));
 }
@@ -70,9 +73,10 @@ const char* refuse_cuda_depthwise(const ConvProblem& p, const Capabilities&, Dir
 }
 
 const char* refuse_implicit_gemm(const ConvProblem& p, const Capabilities& caps, Direction d) {
-  if (p.dtype == DType::f64) return "tensor cores multiply float64 no faster";
-  const char* gradient = refuse_cuda_gradient(d);
-  return gradient ? gradient : cuda::implicit_gemm_refusal(p, cuda::math_of(p.dtype, caps.tf32));
+  if (p.dtype == DType::f64) return kNoFloat64;
+  const cuda::Math math = cuda::math_of(p.dtype, caps.tf32);
+  return d == Direction::forward ? cuda::implicit_gemm_refusal(p, math)
+                                 : cuda::gemm_grad_refusal(p, math, d);
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ NAME = "emulated cuda"
 # small problems fill it and large tiles are chosen too.
 SMALL_H100 = (90, 4, 228 << 10)
 
-GRADIENTS = {"direct"}
+GRADIENTS = {"conv1x1", "implicit_gemm", "direct"}
 
 
 @functools.cache
