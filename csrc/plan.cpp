@@ -62,8 +62,9 @@ const char* refuse_cuda_conv1x1(const ConvProblem& p, const Capabilities& caps, 
 
 const char* refuse_stem(const ConvProblem& p, const Capabilities& caps, Direction d) {
   if (p.dtype == DType::f64) return kNoFloat64;
-  const char* gradient = refuse_cuda_gradient(d);
-  return gradient ? gradient : cuda::stem_refusal(p, cuda::math_of(p.dtype, caps.tf32));
+  const cuda::Math math = cuda::math_of(p.dtype, caps.tf32);
+  return d == Direction::forward ? cuda::stem_refusal(p, math)
+                                 : cuda::stem_grad_refusal(p, math, d);
 }
 
 const char* refuse_cuda_depthwise(const ConvProblem& p, const Capabilities&, Direction d) {

@@ -6,7 +6,8 @@ Each case runs in every order of its fibers, on poisoned and guarded buffers (``
 import emulator
 import pytest
 import torch
-from emulator import kernels, simt
+from emulator import grads, kernels, simt
+from test_cuda_grad import operands, torch_gradients
 from test_cuda_kernels import round_tf32
 from test_cuda_simt import conv_operands, conv_reference
 
@@ -121,3 +122,51 @@ def test_conv_stem_bank_conflicts(case, math):
     phases, cycles = emulator.take_bank_count()
     print(phases, cycles / phases)
     assert cycles < 1.1 * phases
+
+
+@pytest.mark.parametrize("math", kernels.MATHS)
+@pytest.mark.parametrize("case", STEMS, ids=stem_id)
+def test_conv_stem_weight_grad(case, math):
+    """One block for each multiprocessor and less tiles than blocks; then one block for all."""
+    x, w, settings, _ = case
+    settings = {k: v for k, v in settings.items() if k != "activation"}
+    dtype, tf32 = kernels.DTYPES[math], math == "tf32"
+    x, w, dy = operands(x, w, dtype, **settings)
+    name = f"conv_stem_weight_grad_{math}_64x{32 if w[0].numel() <= 32 else 160}"
+    given = [round_tf32(t) for t in (x, w, dy)] if tf32 else (x, w, dy)
+    truth = torch_gradients(*(t.double() for t in given), **settings)[1]
+    for gpu in ((90, 4, 228 << 10), (86, 1, 100 << 10)):
+        dw, log = grads.weight_grad(x, dy, w.shape[2:], tf32=tf32, gpu=gpu, **settings)
+        assert name in log
+        if tf32:
+            assert relative_rms(dw, truth) < 2e-5
+        else:
+            assert_good(dw, torch_gradients(x, w, dy, **settings)[1], truth, dtype)
+
+
+@pytest.mark.parametrize("math", kernels.MATHS)
+def test_conv_stem_weight_grad_of_what_is_not_finite(math):
+    """A tile's pixels past the output are no zeros to multiply; Inf stays Inf, NaN stays NaN."""
+    x, w, dy = operands((2, 3, 17, 25), (9, 3, 3, 3), kernels.DTYPES[math], stride=(2, 2))
+    x, dy = x.abs() + 1, dy.abs() + 1
+    dy[0, 1, 0, 3], dy[0, 2, 4, 5], dy[1, 3, 0, 0] = torch.inf, torch.nan, -torch.inf
+    x[0, 1, 16, 23], x[1, 2, 15, 2] = torch.inf, torch.inf  # of few taps, in the last columns
+    dw, _ = grads.weight_grad(x, dy, (3, 3), tf32=math == "tf32", stride=(2, 2))
+    truth = torch_gradients(x.double(), w.double(), dy.double(), stride=(2, 2))[1]
+    assert torch.equal(dw.isnan(), truth.isnan())
+    assert torch.equal(dw[truth.isinf()].double(), truth[truth.isinf()])
+    assert truth.isinf().any() and truth.isnan().any() and truth.isfinite().any()
+
+
+def test_conv_stem_weight_grad_slices():
+    x = simt.tensor((1, 11, 12, 19), torch.float16)[:, 4:7]
+    dy = simt.tensor((1, 48, 5, 17), torch.float16)[:, 16:40]
+    w = simt.tensor((24, 3, 3, 3), torch.float16)
+    dw, log = grads.weight_grad(x, dy, (3, 3), stride=(2, 1))
+    assert_good(
+        dw,
+        torch_gradients(x, w, dy, stride=(2, 1))[1],
+        torch_gradients(x.double(), w.double(), dy.double(), stride=(2, 1))[1],
+        torch.float16,
+    )
+    assert [name.startswith(("conv_stem_weight_grad", "add_parts")) for name in log] == [True] * 2

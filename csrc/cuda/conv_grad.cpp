@@ -4,6 +4,7 @@
 #include "../plan.h"
 #include "conv_direct_grad.h"
 #include "conv_input_grad.h"
+#include "conv_stem.h"
 #include "conv_weight_grad.h"
 #include "pixels.h"
 
@@ -73,14 +74,14 @@ void weight_grad_direct(const GradCall& c) {
   c.must(launch_add_parts({data, c.out(), split.splits, p.dtype}, c.place.stream));
 }
 
-Pixels pixels(const GradCall& c, const Tensor& t, bool dense) {
-  return as_pixels(t, view_of(t, c.op, "operand"), c.p.dtype, {true, dense}, c.place.stream);
+Pixels pixels(const GradCall& c, const Tensor& t, RowsWanted wanted) {
+  return as_pixels(t, view_of(t, c.op, "operand"), c.p.dtype, wanted, c.place.stream);
 }
 
 // On tensor cores.
 void input_grad_gemm(const GradCall& c, bool pointwise, Math math) {
   const ConvProblem& p = c.p;
-  const Pixels dy = pixels(c, c.first, false), w = pixels(c, c.second, true);
+  const Pixels dy = pixels(c, c.first, {true, false}), w = pixels(c, c.second, {true, true});
   const View wanted = c.out();
   View dx = wanted;
   OptionalTensor result, partial;
@@ -102,20 +103,36 @@ void input_grad_gemm(const GradCall& c, bool pointwise, Math math) {
   if (result) copy_layout(dx, wanted, p.dtype, c.place.stream);
 }
 
-void weight_grad_gemm(const GradCall& c, bool pointwise, Math math) {
+// `run` leaves `splits` parts of the sum, of operands as rows of channels.
+template <class Run>
+void weight_grad_parts(const GradCall& c, Math math, bool aligned, int32_t splits, int32_t depth,
+                       const Run& run) {
   const ConvProblem& p = c.p;
-  const Pixels x = pixels(c, c.first, false), dy = pixels(c, c.second, false);
-  const TileChoice tile = choose_tile(p, math, c.place.gpu, Direction::weight_grad);
-  check(tile.tile >= 0, c.op, ": no tile of this GPU takes the problem");
-  const Tensor partial = parts(c.output, tile.splits, c.output.numel(), p.dtype);
+  const Pixels x = pixels(c, c.first, {aligned, false}), dy = pixels(c, c.second, {aligned, false});
+  const Tensor partial = parts(c.output, splits, c.output.numel(), p.dtype);
   float* data = static_cast<float*>(partial.mutable_data_ptr());
   const ConvParams params = make_conv_params(
-      p, {x.view.data, nullptr, nullptr, nullptr, dy.view.data, data, x.pixel, dy.pixel, 0},
-      tile.splits, tile.split_depth);
-  c.must(launch_conv_weight_grad(params, pointwise, math, tile.tile, c.place.stream));
-  GradSums sums = {data, c.out(), tile.splits, p.dtype};
+      p, {x.view.data, nullptr, nullptr, nullptr, dy.view.data, data, x.pixel, dy.pixel, 0}, splits,
+      depth);
+  c.must(run(params));
+  GradSums sums = {data, c.out(), splits, p.dtype};
   sums.mend = math == Math::f32, sums.conv = params;
   c.must(launch_add_parts(sums, c.place.stream));
+}
+
+void weight_grad_gemm(const GradCall& c, bool pointwise, Math math) {
+  const TileChoice tile = choose_tile(c.p, math, c.place.gpu, Direction::weight_grad);
+  check(tile.tile >= 0, c.op, ": no tile of this GPU takes the problem");
+  weight_grad_parts(c, math, true, tile.splits, tile.split_depth, [&](const ConvParams& params) {
+    return launch_conv_weight_grad(params, pointwise, math, tile.tile, c.place.stream);
+  });
+}
+
+void weight_grad_stem(const GradCall& c, Math math) {
+  const int32_t splits = stem_grad_splits(c.p, math, c.place.gpu);
+  weight_grad_parts(c, math, false, splits, 0, [&](const ConvParams& params) {
+    return launch_conv_stem_weight_grad(params, math, c.place.stream);
+  });
 }
 
 Tensor conv2d_input_grad_cuda(const Tensor& grad, const Tensor& weight, int64_t H, int64_t W,
@@ -161,6 +178,7 @@ Tensor conv2d_weight_grad_cuda(const Tensor& input, const Tensor& grad, int64_t 
   switch (row.algorithm) {
     case Algorithm::conv1x1: weight_grad_gemm(call, true, math); break;
     case Algorithm::implicit_gemm: weight_grad_gemm(call, false, math); break;
+    case Algorithm::stem: weight_grad_stem(call, math); break;
     default: weight_grad_direct(call);
   }
   return output;

@@ -77,4 +77,49 @@ inline int32_t stem_blocks(const StemShape& s, const Device& gpu) {
 // `most_blocks`: of stem_blocks().
 Status launch_conv_stem(const ConvParams& params, Math math, int32_t most_blocks, Stream stream);
 
+// ---- Weight gradient: a block sums over tiles of 8 x 16 pixels, for 64 channels times 160 or 32
+// of the R S C weights of a channel. In shared memory lie the tile's dy, then its patch of the
+// input.
+
+constexpr int kStemGradChannels = 64;
+
+inline int32_t stem_grad_columns(int64_t weights) { return weights <= 32 ? 32 : 160; }
+
+inline StemShape stem_grad_shape(int64_t C, int64_t R, int64_t S, int64_t stride_h,
+                                 int64_t stride_w, Math math) {
+  StemShape s = stem_shape_of(C, R, S, stride_h, stride_w, math, kStemGradChannels);
+  s.patch = kStemRows * kStemColumns * kStemGradChannels * element_bytes(math);
+  s.copy = 0;
+  s.shared_bytes = s.patch + (s.patch_rows * s.patch_pitch + 15) / 16 * 16;
+  return s;
+}
+
+inline const char* stem_grad_refusal(const ConvProblem& p, Math math, Direction d) {
+  if (d == Direction::input_grad)
+    return "few input channels are summed: the direct kernel does that";
+  if (const char* refusal = stem_refusal(p, math)) return refusal;
+  if (stem_grad_shape(p.C, p.R, p.S, p.stride_h, p.stride_w, math).shared_bytes > 99 << 10)
+    return "the patch of a tile is larger than shared memory";
+  return nullptr;
+}
+
+inline int64_t stem_tiles(const ConvProblem& p) {
+  return p.N * ((p.P + kStemRows - 1) / kStemRows) * ((p.Q + kStemColumns - 1) / kStemColumns);
+}
+
+// Splits of the sum: as many blocks as run at once, each with a tile at least.
+inline int32_t stem_grad_splits(const ConvProblem& p, Math math, const Device& gpu) {
+  const int64_t weights = p.R * p.S * p.C, columns = stem_grad_columns(weights);
+  const int64_t blocks =
+      (p.K + kStemGradChannels - 1) / kStemGradChannels * ((weights + columns - 1) / columns);
+  const StemShape s = stem_grad_shape(p.C, p.R, p.S, p.stride_h, p.stride_w, math);
+  const int64_t fitting = gpu.shared_per_sm / (s.shared_bytes + 1024);
+  const int64_t at_once = gpu.sms * (fitting > 2 ? 2 : fitting < 1 ? 1 : fitting);
+  const int64_t splits = at_once / blocks < 1 ? 1 : at_once / blocks, tiles = stem_tiles(p);
+  return int32_t(splits < tiles ? splits : tiles < 1 ? 1 : tiles);
+}
+
+// `params` as of conv_weight_grad: y is dy, the sums go to at.partial.
+Status launch_conv_stem_weight_grad(const ConvParams& params, Math math, Stream stream);
+
 }  // namespace fastconv::cuda

@@ -80,12 +80,12 @@ FASTCONV_DEVICE int swizzle_depth(int row, int chunk) {
 template <class Config>
 struct WarpTile {
   static constexpr Tile kTile = Config::kTile;
-  static constexpr int kRows = kTile.wm / 16, kColumns = kTile.wn / 8;
+  static constexpr int kRows = kTile.wm / 16, kColumns = kTile.wn / 8, kPairs = (kColumns + 1) / 2;
   static constexpr int kBuffers = Config::kPrefetch ? 2 : 1;
 
   float acc[kRows][kColumns][4];
   float total[Config::kMath == Math::f32 ? kRows : 1][kColumns][4];
-  uint32_t a[kBuffers][kRows][4], b[kBuffers][kColumns / 2][4];
+  uint32_t a[kBuffers][kRows][4], b[kBuffers][kPairs][4];
   uint32_t a_from, b_from;  // of this lane's row in a stage
 
   FASTCONV_DEVICE void start() {
@@ -179,8 +179,7 @@ struct WarpTile {
       for (int e = 0; e < 4; ++e) v[i][e] = ptx::cvt_rna_tf32(ptx::bits_float(v[i][e]));
   }
 
-  FASTCONV_DEVICE void product(const uint32_t (&fa)[kRows][4],
-                               const uint32_t (&fb)[kColumns / 2][4]) {
+  FASTCONV_DEVICE void product(const uint32_t (&fa)[kRows][4], const uint32_t (&fb)[kPairs][4]) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i)
 #pragma unroll
@@ -208,8 +207,8 @@ struct WarpTile {
   }
 
   // 3xTF32: the smallest terms first; small times small is below float32.
-  FASTCONV_DEVICE void multiply_float(uint32_t (&fa)[kRows][4], uint32_t (&fb)[kColumns / 2][4]) {
-    uint32_t a_small[kRows][4], b_small[kColumns / 2][4];
+  FASTCONV_DEVICE void multiply_float(uint32_t (&fa)[kRows][4], uint32_t (&fb)[kPairs][4]) {
+    uint32_t a_small[kRows][4], b_small[kPairs][4];
     split(fa, a_small);
     split(fb, b_small);
     product(a_small, fb);

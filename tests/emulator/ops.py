@@ -20,7 +20,8 @@ NAME = "emulated cuda"
 # small problems fill it and large tiles are chosen too.
 SMALL_H100 = (90, 4, 228 << 10)
 
-GRADIENTS = {"conv1x1", "implicit_gemm", "direct"}
+# Gradients that a row of the planner refuses for every problem.
+REFUSED = {("stem", "input_grad"), ("depthwise", "input_grad"), ("depthwise", "weight_grad")}
 
 
 @functools.cache
@@ -60,7 +61,9 @@ def executed() -> list[tuple[str, bool]]:
             break
         if name.value is not None:
             row = name.value.decode()
-            # The other rows refuse every gradient.
-            directions = DIRECTIONS if row in GRADIENTS else DIRECTIONS[:1]
-            rows += [(f"cuda {row} {d}", bool(ran >> i & 1)) for i, d in enumerate(directions)]
+            rows += [
+                (f"cuda {row} {d}", bool(ran >> i & 1))
+                for i, d in enumerate(DIRECTIONS)
+                if (row, d) not in REFUSED
+            ]
     return rows
