@@ -117,3 +117,69 @@ def test_an_empty_batch():
     )
     assert grads.input_grad(dy, w, (5, 7))[0].shape == x.shape
     assert (grads.weight_grad(x, dy, (3, 3))[0] == 0).all() and (grads.bias_grad(dy)[0] == 0).all()
+
+
+# ---- conv_depthwise ----
+
+# End of the names of the kernels of the input and of the weight gradient.
+DEPTHWISE = [
+    ((2, 24, 9, 11), (24, 1, 3, 3), dict(padding=(1, 1)), "width3_stride1", "groups1"),
+    ((2, 16, 9, 12), (16, 1, 2, 3), dict(padding=(2, 0), stride=(1, 2)), "groups1", "groups1"),
+    ((1, 264, 5, 7), (264, 1, 1, 5), dict(padding=(1, 3)), "width5_stride1", "groups1"),
+    (
+        (1, 8, 12, 13),
+        (8, 1, 7, 7),
+        dict(padding=(3, 2), dilation=(2, 1)),
+        "width7_stride1",
+        "groups1",
+    ),
+    ((2, 24, 9, 14), (24, 1, 3, 3), dict(padding=(1, 3), dilation=(1, 3)), "groups1", "groups1"),
+    ((1, 16, 19, 21), (16, 1, 15, 17), dict(padding=(7, 8), stride=(2, 3)), "groups1", "groups1"),
+    # Phases without a tap; more than one part of the pixels.
+    ((2, 8, 37, 41), (8, 1, 1, 2), dict(stride=(2, 3)), "groups1", "groups1"),
+    ((1, 8, 47, 41), (8, 1, 3, 3), dict(padding=(1, 1)), "width3_stride1", "groups1"),
+    (
+        (2, 24, 7, 9),
+        (24, 2, 3, 2),
+        dict(groups=12, padding=(1, 1), stride=(2, 1)),
+        "groups2",
+        "groups2",
+    ),
+    ((2, 24, 7, 9), (24, 4, 3, 3), dict(groups=6), "groups4", "groups4"),
+    ((2, 13, 7, 9), (13, 1, 3, 3), dict(padding=(1, 1), stride=(1, 2)), "x1_groups1", "x1_groups1"),
+]
+
+
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16), ids=dtype_id)
+@pytest.mark.parametrize("case", DEPTHWISE, ids=lambda c: f"{c[0]} {c[1]}".replace(", ", ","))
+def test_depthwise(case, dtype, layout):
+    x, w, settings, input_kernel, weight_kernel = case
+    settings = {"groups": x[1], **settings}
+    given = operands(x, w, dtype, (layout,) * 3, **settings)
+    (dx_true, dx_torch), (dw_true, dw_torch) = truth_and_torchs(*given, **settings)
+    x, w, dy = given
+    dx, log = grads.input_grad(dy, w, x.shape[2:], **settings)
+    assert_good(dx, dx_torch, dx_true, dtype, name="dx")
+    assert any(n.startswith("conv_depthwise") and n.endswith(input_kernel) for n in log), log
+    dw, log = grads.weight_grad(x, dy, w.shape[2:], **settings)
+    assert_good(dw, dw_torch, dw_true, dtype, name="dw")
+    names = [n for n in log if n.startswith("conv_depthwise_weight_grad")]
+    assert len(names) == 1 and names[0].endswith(weight_kernel), log
+
+
+def test_depthwise_leaves_padding_out():
+    settings = dict(padding=(2, 2), groups=8)
+    x, w, dy = operands((1, 8, 5, 7), (8, 1, 3, 3), torch.float32, **settings)
+    dy[0, 3, 0, 0] = torch.inf  # reads x through the last tap alone
+    dw, _ = grads.weight_grad(x.abs() + 1, dy, (3, 3), **settings)
+    infinite = torch.zeros_like(dw, dtype=torch.bool)
+    infinite[3, 0, 2, 2] = True
+    assert torch.equal(dw.isinf(), infinite) and not dw.isnan().any()
+    dy[0, 3, 0, 0] = 1.0
+    w[5, 0, 0, 0] = torch.inf
+    settings = dict(padding=(0, 0), groups=8)
+    dx, _ = grads.input_grad(dy.abs() + 1, w, (9, 11), **settings)
+    infinite = torch.zeros_like(dx, dtype=torch.bool)
+    infinite[0, 5, :7, :9] = True  # of the size of dy
+    assert torch.equal(dx.isinf(), infinite) and not dx.isnan().any()

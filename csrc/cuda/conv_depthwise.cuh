@@ -3,7 +3,8 @@
 //
 // A thread computes V neighbouring channels (16 bytes) of kOutputs neighbouring outputs of a row.
 // Where the kernel's width and stride are constants each column is loaded once for all the outputs
-// that use it. A block keeps its channels' weights in shared memory. Taps outside are left out.
+// that use it. A block keeps its channels' weights in shared memory. Taps outside are left out. The
+// input gradient is the same, phase by phase.
 #pragma once
 #include "conv_depthwise.h"
 #include "epilogue.cuh"
@@ -41,11 +42,16 @@ FASTCONV_DEVICE void load_weights(const ConvParams& p, const DepthwiseGrid& grid
                 (grid.all - first_chunk < grid.chunks ? grid.all - first_chunk : grid.chunks) * V,
             depth = p.R * p.S * D;
   for (int c = threadIdx.x; c < channels; c += blockDim.x) {
-    const T* w = static_cast<const T*>(p.at.w) + (int64_t(first_chunk) * V + c) * depth;
+    const int k = first_chunk * V + c;
+    const T* w = static_cast<const T*>(p.at.w) + p.weight.first + k / D * p.weight.group +
+                 int64_t(k % D) * p.weight.k;
     for (int i = 0; i < depth; ++i) {
       const int at = c % V * D + i % D;  // among the V D
       const int vector = (i / D * D + at / V) * grid.chunks + c / V;
-      ptx::st_shared(shared + (vector * V + at % V) * uint32_t(sizeof(T)), ptx::ld_global(w + i));
+      const int r = i / D / p.S, s = i / D - r * p.S;
+      ptx::st_shared(shared + (vector * V + at % V) * uint32_t(sizeof(T)),
+                     ptx::ld_global(w + int64_t(i % D) * p.weight.c + int64_t(r) * p.weight.r +
+                                    int64_t(s) * p.weight.s));
     }
   }
 }
@@ -142,7 +148,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocks)
     float acc[kOutputs][V] = {};
 #pragma unroll 1
     for (int r = 0; r < p.R; ++r, x += int64_t(p.dil_h) * p.W * p.at.x_pixel) {
-      if (unsigned(h0 + r * p.dil_h) >= unsigned(p.H)) continue;
+      if (unsigned(h0 + r * p.dil_h) >= unsigned(p.H) || p.depth == 0) continue;
       const uint32_t weights =
           shared + (r * p.S * Config::D * grid.chunks + local) * uint32_t(sizeof(Vector));
       if constexpr (Config::kS > 0)
@@ -150,14 +156,15 @@ __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocks)
       else
         add_taps<Config>(acc, p, x, w0, weights, step);
     }
-    const int64_t pixel = (n * grid.rows.size + row) * p.Q + q;
+    const int64_t pixel = p.place.first + n * p.place.image + row * p.place.line + q * p.place.step;
 #pragma unroll
     for (int j = 0; j < kOutputs; ++j) {
       if (q + j >= p.Q) break;
       const T* residual = static_cast<const T*>(p.at.residual);
-      if (residual != nullptr) residual += (pixel + j) * p.at.residual_pixel + chunk * V;
+      const int64_t to = pixel + j * p.place.step;
+      if (residual != nullptr) residual += to * p.at.residual_pixel + chunk * V;
       finish_chunk(acc[j], bias, chunk_or_zero<T, V>(residual), p.activation,
-                   static_cast<T*>(p.at.y) + (pixel + j) * p.at.y_pixel + chunk * V);
+                   static_cast<T*>(p.at.y) + to * p.at.y_pixel + chunk * V);
     }
   }
 }

@@ -1,6 +1,7 @@
 // Launcher of the depthwise convolution, for callers that are not compiled by nvcc.
 #pragma once
-#include "conv_params.h"
+#include "conv_grad_params.h"
+#include "grad_sums.h"
 #include "status.h"
 
 namespace fastconv::cuda {
@@ -24,6 +25,29 @@ inline const char* depthwise_refusal(const ConvProblem& p) {
   return nullptr;
 }
 
+// Of the forward pass, or of one phase of the input gradient.
 Status launch_conv_depthwise(const ConvParams& params, DType dtype, Stream stream);
+
+inline const char* depthwise_grad_refusal(const ConvProblem& p, Direction d) {
+  if (const char* refusal = depthwise_refusal(p)) return refusal;
+  const int64_t limit = INT32_MAX - 1024;
+  if (p.N * p.H * p.W > limit || p.N * p.P * p.Q > limit) return "sizes beyond 32 bits";
+  if (d == Direction::input_grad && p.stride_h * p.stride_w > kMostPhases)
+    return "more than 16 stride phases";
+  return nullptr;
+}
+
+// A block of the weight gradient sums kDepthwiseTaps taps of a filter row for up to 32 chunks of
+// channels; `vector` channels are a chunk. params.split_depth pixels are a part.
+constexpr int kDepthwiseTaps = 3;
+
+inline PixelSplit depthwise_split(const ConvProblem& p, int vector, int64_t sms) {
+  const int64_t chunks = (p.K / vector + 31) / 32;
+  return split_pixels(p.N * p.P * p.Q, chunks * p.R * ((p.S + kDepthwiseTaps - 1) / kDepthwiseTaps),
+                      sms, 32);
+}
+
+// `params` as of conv_weight_grad: y is dy, the sums go to at.partial.
+Status launch_conv_depthwise_weight_grad(const ConvParams& params, DType dtype, Stream stream);
 
 }  // namespace fastconv::cuda

@@ -2,6 +2,7 @@
 // kernel. Sums over pixels are float32 (float64: double) parts, which add_parts adds in order.
 #include "../conv_op.h"
 #include "../plan.h"
+#include "conv_depthwise.h"
 #include "conv_direct_grad.h"
 #include "conv_input_grad.h"
 #include "conv_stem.h"
@@ -78,34 +79,60 @@ Pixels pixels(const GradCall& c, const Tensor& t, RowsWanted wanted) {
   return as_pixels(t, view_of(t, c.op, "operand"), c.p.dtype, wanted, c.place.stream);
 }
 
+// The operands of an input gradient as rows of channels; what had to be copied lives as long.
+struct InputGradRows {
+  Pixels dy, w;
+  View dx, wanted;
+  OptionalTensor result;
+  ConvOperands at;
+
+  InputGradRows(const GradCall& c, bool aligned)
+      : dy(pixels(c, c.first, {aligned, false})), w(pixels(c, c.second, {aligned, true})) {
+    dx = wanted = c.out();
+    if (!pixel_stride(dx)) {
+      result = empty4(c.output, dx.size, true, c.p.dtype);
+      dx = view_of(*result, c.op, "output");
+    }
+    at = {dy.view.data, w.view.data, nullptr, nullptr, dx.data, nullptr, dy.pixel, c.p.C, 0};
+  }
+
+  // To the output, where the kernel wrote elsewhere.
+  void finish(const GradCall& c) const {
+    if (result) copy_layout(dx, wanted, c.p.dtype, c.place.stream);
+  }
+};
+
 // On tensor cores.
 void input_grad_gemm(const GradCall& c, bool pointwise, Math math) {
   const ConvProblem& p = c.p;
-  const Pixels dy = pixels(c, c.first, {true, false}), w = pixels(c, c.second, {true, true});
-  const View wanted = c.out();
-  View dx = wanted;
-  OptionalTensor result, partial;
-  if (!pixel_stride(dx)) {
-    result = empty4(c.output, dx.size, true, p.dtype);
-    dx = view_of(*result, c.op, "output");
-  }
+  InputGradRows rows(c, true);
   const TileChoice tile = choose_tile(p, math, c.place.gpu, Direction::input_grad);
   check(tile.tile >= 0, c.op, ": no tile of this GPU takes the problem");
-  ConvOperands at = {dy.view.data, w.view.data, nullptr, nullptr, dx.data,
-                     nullptr,      dy.pixel,    p.C,     0};
+  OptionalTensor partial;
   if (tile.splits > 1) {
     partial = parts(c.output, tile.splits, c.output.numel(), p.dtype);
-    at.partial = static_cast<float*>(partial->mutable_data_ptr());
+    rows.at.partial = static_cast<float*>(partial->mutable_data_ptr());
   }
   PhaseParams all;
-  const int count = make_phase_params(p, at, tile.splits, tile.split_depth, &all);
+  const int count = make_phase_params(p, rows.at, tile.splits, tile.split_depth, &all);
   c.must(launch_conv_input_grad(all, count, pointwise, math, tile.tile, c.place.stream));
-  if (result) copy_layout(dx, wanted, p.dtype, c.place.stream);
+  rows.finish(c);
 }
 
-// `run` leaves `splits` parts of the sum, of operands as rows of channels.
+// A launch for each phase: bound by memory, each works on pixels of its own.
+void input_grad_depthwise(const GradCall& c) {
+  const InputGradRows rows(c, c.p.C / c.p.G > 1);
+  PhaseParams all;
+  const int count = make_phase_params(c.p, rows.at, 1, 0, &all);
+  for (int i = 0; i < count; ++i)
+    c.must(launch_conv_depthwise(all.phase[i], c.p.dtype, c.place.stream));
+  rows.finish(c);
+}
+
+// `run` leaves `splits` parts of the sum, of operands as rows of channels. `mend`: they are
+// 3xTF32's.
 template <class Run>
-void weight_grad_parts(const GradCall& c, Math math, bool aligned, int32_t splits, int32_t depth,
+void weight_grad_parts(const GradCall& c, bool mend, bool aligned, int32_t splits, int32_t depth,
                        const Run& run) {
   const ConvProblem& p = c.p;
   const Pixels x = pixels(c, c.first, {aligned, false}), dy = pixels(c, c.second, {aligned, false});
@@ -116,21 +143,31 @@ void weight_grad_parts(const GradCall& c, Math math, bool aligned, int32_t split
       depth);
   c.must(run(params));
   GradSums sums = {data, c.out(), splits, p.dtype};
-  sums.mend = math == Math::f32, sums.conv = params;
+  sums.mend = mend, sums.conv = params;
   c.must(launch_add_parts(sums, c.place.stream));
 }
 
 void weight_grad_gemm(const GradCall& c, bool pointwise, Math math) {
   const TileChoice tile = choose_tile(c.p, math, c.place.gpu, Direction::weight_grad);
   check(tile.tile >= 0, c.op, ": no tile of this GPU takes the problem");
-  weight_grad_parts(c, math, true, tile.splits, tile.split_depth, [&](const ConvParams& params) {
-    return launch_conv_weight_grad(params, pointwise, math, tile.tile, c.place.stream);
-  });
+  weight_grad_parts(
+      c, math == Math::f32, true, tile.splits, tile.split_depth, [&](const ConvParams& params) {
+        return launch_conv_weight_grad(params, pointwise, math, tile.tile, c.place.stream);
+      });
+}
+
+void weight_grad_depthwise(const GradCall& c) {
+  const int vector = int(16 / element_bytes(c.p.dtype));
+  const PixelSplit split = depthwise_split(c.p, vector, c.place.gpu.sms);
+  weight_grad_parts(c, false, c.p.C / c.p.G > 1, int32_t(split.splits), int32_t(split.pixels),
+                    [&](const ConvParams& params) {
+                      return launch_conv_depthwise_weight_grad(params, c.p.dtype, c.place.stream);
+                    });
 }
 
 void weight_grad_stem(const GradCall& c, Math math) {
   const int32_t splits = stem_grad_splits(c.p, math, c.place.gpu);
-  weight_grad_parts(c, math, false, splits, 0, [&](const ConvParams& params) {
+  weight_grad_parts(c, math == Math::f32, false, splits, 0, [&](const ConvParams& params) {
     return launch_conv_stem_weight_grad(params, math, c.place.stream);
   });
 }
@@ -155,7 +192,9 @@ Tensor conv2d_input_grad_cuda(const Tensor& grad, const Tensor& weight, int64_t 
   switch (row.algorithm) {
     case Algorithm::conv1x1: input_grad_gemm(call, true, math); break;
     case Algorithm::implicit_gemm: input_grad_gemm(call, false, math); break;
-    default: input_grad_direct(call);
+    case Algorithm::depthwise: input_grad_depthwise(call); break;
+    case Algorithm::direct: input_grad_direct(call); break;
+    default: fail("conv2d_input_grad: the plan is none of this backend");
   }
   return output;
 }
@@ -179,7 +218,9 @@ Tensor conv2d_weight_grad_cuda(const Tensor& input, const Tensor& grad, int64_t 
     case Algorithm::conv1x1: weight_grad_gemm(call, true, math); break;
     case Algorithm::implicit_gemm: weight_grad_gemm(call, false, math); break;
     case Algorithm::stem: weight_grad_stem(call, math); break;
-    default: weight_grad_direct(call);
+    case Algorithm::depthwise: weight_grad_depthwise(call); break;
+    case Algorithm::direct: weight_grad_direct(call); break;
+    default: fail("conv2d_weight_grad: the plan is none of this backend");
   }
   return output;
 }

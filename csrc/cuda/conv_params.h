@@ -64,8 +64,8 @@ struct ConvParams {
   Divisor by_image, by_row;  // P Q, Q
   int32_t depth;             // length of the reduction, R S C
   int32_t splits, split_depth;
-  // Of a stride phase of the input gradient (conv_grad_params.h), which is a convolution of dy
-  // whose outputs are some of the pixels of dx. Without splits or phases `total` is M.
+  // A stride phase of the input gradient (conv_grad_params.h) is a convolution of dy whose outputs
+  // are some of the pixels of dx. Elsewhere `total` is M.
   OutputPlace place;
   int32_t total;                 // pixels of all phases
   Divisor by_channels, by_taps;  // C, S
@@ -106,6 +106,7 @@ inline ConvParams make_conv_params(const ConvProblem& p, const ConvOperands& at,
   c.by_row = make_divisor(p.Q);
   c.depth = c.R * c.S * c.C;
   c.weight = {0, int64_t(c.K) * c.depth, c.depth, 1, c.S * c.C, c.C};
+  c.place = {0, int32_t(p.P * p.Q), c.Q, 1};
   c.total = c.M;
   c.by_channels = make_divisor(c.C);
   c.by_taps = make_divisor(c.S);
