@@ -47,10 +47,6 @@ const char* refuse_winograd(const ConvProblem& p, const Capabilities&, Direction
 
 const char* refuse_direct(const ConvProblem&, const Capabilities&, Direction) { return nullptr; }
 
-const char* refuse_cuda_gradient(Direction direction) {
-  return direction == Direction::forward ? nullptr : "its gradients are not written yet";
-}
-
 constexpr char kNoFloat64[] = "tensor cores multiply float64 no faster";
 
 const char* refuse_cuda_conv1x1(const ConvProblem& p, const Capabilities& caps, Direction d) {
@@ -68,9 +64,8 @@ const char* refuse_stem(const ConvProblem& p, const Capabilities& caps, Directio
 }
 
 const char* refuse_cuda_depthwise(const ConvProblem& p, const Capabilities&, Direction d) {
-  const char* gradient = refuse_cuda_gradient(d);
   if (p.G == 1) return "a single group";
-  return gradient ? gradient : cuda::depthwise_refusal(p);
+  return d == Direction::forward ? cuda::depthwise_refusal(p) : cuda::depthwise_grad_refusal(p, d);
 }
 
 const char* refuse_implicit_gemm(const ConvProblem& p, const Capabilities& caps, Direction d) {

@@ -29,10 +29,34 @@ def test_every_row_of_cuda_has_a_problem_that_takes_it():
     for name, (x, w, keywords, dtype) in CUDA_ROWS.items():
         answer = fastconv.explain(x, w, backend="cuda", dtype=dtype, **keywords)
         assert answer.algorithm == name
-        backward = fastconv.explain(
-            x, w, backend="cuda", dtype=dtype, direction="input_grad", **keywords
+        gradients = [
+            fastconv.explain(x, w, backend="cuda", dtype=dtype, direction=d, **keywords).algorithm
+            for d in ("input_grad", "weight_grad")
+        ]
+        # A strided 1x1 goes by phase; few input channels are summed by the direct kernel.
+        others = {"conv1x1": ["implicit_gemm"] * 2, "stem": ["direct", "stem"]}
+        assert gradients == others.get(name, [name] * 2)
+    one = (2, 8, 5, 6), (16, 8, 1, 1)
+    for d in ("input_grad", "weight_grad"):
+        assert (
+            fastconv.explain(*one, backend="cuda", dtype=torch.half, direction=d).algorithm
+            == "conv1x1"
         )
-        assert backward.algorithm == "direct"
+
+
+@pytest.mark.parametrize(
+    "x, w, keywords, refused, reason",
+    [
+        ((1, 8, 9, 9), (8, 8, 5, 5), {"stride": 5}, "implicit_gemm", "more than 16 stride phases"),
+        ((1, 8, 9, 9), (8, 1, 5, 5), {"stride": 5, "groups": 8}, "depthwise", "more than 16"),
+        ((1, 8, 9, 9), (16, 8, 1, 1), {"stride": 2}, "conv1x1", "leave pixels out"),
+        ((1, 3, 9, 9), (16, 3, 3, 3), {}, "stem", "few input channels are summed"),
+    ],
+)
+def test_each_reason_of_cudas_gradients(x, w, keywords, refused, reason):
+    options = dict(backend="cuda", dtype=torch.float16, direction="input_grad")
+    answer = fastconv.explain(x, w, **keywords, **options)
+    assert reason in {c.algorithm: c.refusal for c in answer.candidates}[refused]
 
 
 TRITON_ROWS = {

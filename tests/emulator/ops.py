@@ -21,7 +21,7 @@ NAME = "emulated cuda"
 SMALL_H100 = (90, 4, 228 << 10)
 
 # Gradients that a row of the planner refuses for every problem.
-REFUSED = {("stem", "input_grad"), ("depthwise", "input_grad"), ("depthwise", "weight_grad")}
+REFUSED = {("stem", "input_grad")}
 
 
 @functools.cache
