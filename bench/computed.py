@@ -2,8 +2,8 @@
 
     python bench/computed.py [--batch 32] [--csv bench/results/computed_not_measured.csv]
 
-For each GPU of fastconv.gpus and each precision: algorithm, tile, splits of the depth, waves, what
-bounds the layer by the datasheet, and the share of that roofline which the planner's model of
+For each GPU of fastconv.gpus, precision and direction: algorithm, tile, splits of the depth, waves,
+what bounds the layer by the datasheet, and the share of that roofline which the planner's model of
 cycles expects (empty where the algorithm has no model). It runs anywhere and needs no GPU.
 """
 
@@ -16,18 +16,19 @@ import os
 from pathlib import Path
 
 import fastconv
+from fastconv.explain import DIRECTIONS
 from fastconv.gpus import GPUS
 from fastconv.testing.layers import LAYERS
 from gpu_common import PRECISIONS
 
-COLUMNS = ("GPU", "precision", "batch", "layer", "algorithm", "tile", "splits")
+COLUMNS = ("GPU", "precision", "batch", "layer", "direction", "algorithm", "tile", "splits")
 COLUMNS += tuple(
     f"{name} (computed)" for name in ("waves", "bound", "roofline µs", "% of roofline")
 )
 
 
 def rows(batch: int):
-    """One row for each GPU, precision and layer, in the order of COLUMNS."""
+    """One row for each GPU, precision, layer and direction, in the order of COLUMNS."""
     for gpu in GPUS:
         for name, precision in PRECISIONS.items():
             if name == "bfloat16":  # float16's
@@ -36,13 +37,15 @@ def rows(batch: int):
                 for layer in LAYERS:
                     x, w, _ = layer.sizes(batch)
                     window = layer.stride, layer.padding, layer.dilation, layer.groups
-                    options = {"backend": "cuda", "dtype": precision.dtype, "gpu": gpu}
-                    answer = fastconv.explain(x, w, *window, **options)
-                    e = answer.estimate
-                    waves = "" if e.waves is None else f"{e.waves:.2f}"
-                    share = "" if e.roofline is None else f"{100 * e.roofline:.0f}"
-                    head = gpu, name, batch, layer.name, answer.algorithm, e.tile, e.splits
-                    yield (*head, waves, e.bound, f"{e.floor * 1e6:.3g}", share)
+                    for direction in DIRECTIONS:
+                        options = {"backend": "cuda", "dtype": precision.dtype, "gpu": gpu}
+                        answer = fastconv.explain(x, w, *window, direction=direction, **options)
+                        e = answer.estimate
+                        waves = "" if e.waves is None else f"{e.waves:.2f}"
+                        share = "" if e.roofline is None else f"{100 * e.roofline:.0f}"
+                        head = gpu, name, batch, layer.name, direction
+                        chosen = answer.algorithm, e.tile, e.splits
+                        yield (*head, *chosen, waves, e.bound, f"{e.floor * 1e6:.3g}", share)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -61,29 +61,31 @@ void choose_algorithm(const Sizes& input, const Sizes& weight, const Sizes& wind
          static_cast<Direction>(direction), row);
 }
 
-// What the CUDA planner computes for the forward pass on a GPU (arch, multiprocessors, bytes of
-// shared memory of each): tile, splits, waves and cycles; "" and 0 where it has no model of them.
+// What the CUDA planner computes for a direction on a GPU (arch, multiprocessors, bytes of shared
+// memory of each): tile, splits, waves and cycles; "" and 0 where it has no model of them.
 std::tuple<std::string, int, float, float> cuda_tile(const Sizes& input, const Sizes& weight,
-                                                     const Sizes& window, int dtype, bool tf32,
-                                                     std::array<int, 3> gpu) {
+                                                     const Sizes& window, int direction, int dtype,
+                                                     bool tf32, std::array<int, 3> gpu) {
   const ConvProblem p = problem(input, weight, window, static_cast<DType>(dtype));
+  const Direction d = static_cast<Direction>(direction);
   const cuda::Device device = {gpu[0], gpu[1], gpu[2]};
   const cuda::Math math = cuda::math_of(p.dtype, tf32);
-  switch (plan(p, {Backend::cuda, tf32}, Direction::forward).algorithm) {
+  switch (plan(p, {Backend::cuda, tf32}, d).algorithm) {
     case Algorithm::conv1x1:
     case Algorithm::implicit_gemm: {
-      const cuda::TileChoice c = cuda::choose_tile(p, math, device);
+      const cuda::TileChoice c = cuda::choose_tile(p, math, device, d);
       check(c.tile >= 0, "no tile of this GPU takes the problem");
-      const cuda::Tile t = cuda::tile_of(math, c.tile);
+      const cuda::Tile t = cuda::tile_of(math, c.tile, d);
       char name[64];
       snprintf(name, sizeof name, "%dx%dx%d_s%d", t.bm, t.bn, t.bk, t.stages);
       return {name, c.splits, c.waves, c.cycles};
     }
     case Algorithm::stem: {  // its blocks stay and take several tiles
+      if (d == Direction::weight_grad)
+        return {"64x" + std::to_string(cuda::stem_grad_columns(p.R * p.S * p.C)),
+                cuda::stem_grad_splits(p, math, device), 0.f, 0.f};
       const cuda::StemShape s = cuda::stem_shape(p.C, p.R, p.S, p.stride_h, p.stride_w, math);
-      const int64_t tiles = p.N * ((p.P + cuda::kStemRows - 1) / cuda::kStemRows) *
-                            ((p.Q + cuda::kStemColumns - 1) / cuda::kStemColumns) *
-                            ((p.K + s.channels - 1) / s.channels);
+      const int64_t tiles = cuda::stem_tiles(p) * ((p.K + s.channels - 1) / s.channels);
       return {"8x16x" + std::to_string(s.channels), 1,
               float(tiles) / float(cuda::stem_blocks(s, device)), 0.f};
     }

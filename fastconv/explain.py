@@ -80,7 +80,7 @@ def explain(
         backend: "cpu", "cuda" or "triton"; by default that of the input's device.
         dtype: by default the input's, float32 for sizes. On a GPU, torch's switches say whether
             float32 is multiplied in tf32.
-        gpu: of backend "cuda", forward: which of fastconv.gpus.GPUS the waves, bound and expected
+        gpu: of backend "cuda": which of fastconv.gpus.GPUS the waves, bound and expected
             share of the roofline are computed for.
 
     Raises:
@@ -112,10 +112,12 @@ def explain(
         places = DIRECTIONS.index(direction), BACKENDS.index(backend), DTYPES.index(dtype)
         rows = _C.explain(x, w, window, *places, allows_tf32())
     computed = None
-    if backend == "cuda" and direction == "forward" and dtype != torch.float64:
+    if backend == "cuda" and dtype != torch.float64:
+        # Both gradients multiply and move what the forward pass does.
         work = conv_work(x, w, conv_shape(x, w, window), dtype.itemsize)
         device = GPUS[gpu].arch, GPUS[gpu].sms, GPUS[gpu].shared_per_sm
-        tile = _C.cuda_tile(x, w, window, DTYPES.index(dtype), allows_tf32(), device)
+        codes = DIRECTIONS.index(direction), DTYPES.index(dtype)
+        tile = _C.cuda_tile(x, w, window, *codes, allows_tf32(), device)
         computed = estimate(gpu, work, dtype, allows_tf32(), *tile)
     return Explanation(
         f"conv2d {direction} on {backend}, {dtype}: input {x}, weight {w}, stride {stride}, "
@@ -132,11 +134,7 @@ def build_info() -> dict[str, str]:
         "CPU instruction sets": _C.cpu_isas(),
         "algorithms (CPU)": " ".join(_C.algorithms(0)),
         "algorithms (CUDA)": " ".join(_C.algorithms(1)),
-        "CUDA": (
-            "yes, convolution forward only"
-            if _C.cuda
-            else "no: built without a CUDA toolkit (nvcc)"
-        ),
+        "CUDA": "yes" if _C.cuda else "no: built without a CUDA toolkit (nvcc)",
         "algorithms (Triton)": " ".join(triton.ROWS),
         "Triton": "yes" if has_triton() else "no: the package triton is not installed",
     }

@@ -41,6 +41,39 @@ def test_every_layer_gets_a_tile_that_runs(math, device):
             assert choice.splits * choice.split_depth >= depth
 
 
+@pytest.mark.parametrize("direction", ["input_grad", "weight_grad"])
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("math", kernels.MATHS)
+def test_every_layer_gets_tiles_of_its_gradients(math, device, direction):
+    element = 2 if math in ("f16", "bf16") else 4
+    for layer in LAYERS:
+        for N in (1, 32, 256):
+            p = kernels.problem(
+                (N, layer.C, layer.H, layer.W),
+                (layer.K, layer.C // layer.groups, layer.R, layer.S),
+                stride=(layer.stride,) * 2,
+                padding=(layer.padding,) * 2,
+                groups=layer.groups,
+            )
+            if kernels.refusal("conv_implicit_gemm", p, math):
+                continue
+            choice = kernels.choose(p, math, DEVICES[device], direction)
+            tile = kernels.tiles(math, direction)[choice.tile]
+            shared = tile.stages * (tile.bm + tile.bn) * tile.bk * element + 15 * 15 * 8 + 8
+            assert shared + 1024 <= DEVICES[device].shared_per_sm, layer.name
+            taps = -(-p.R // p.stride_h) * -(-p.S // p.stride_w)  # the most of a stride phase
+            depth = taps * p.K // p.G if direction == "input_grad" else p.N * p.P * p.Q
+            assert choice.splits >= 1 and choice.waves > 0
+            assert choice.splits * choice.split_depth >= depth
+            assert (choice.splits - 1) * choice.split_depth < depth
+
+
+def test_a_weight_gradient_of_few_weights_and_many_pixels_fills_the_gpu():
+    x, w = (64, 64, 56, 56), (64, 64, 1, 1)
+    choice = kernels.choose(kernels.problem(x, w), "f16", DEVICES["H100"], "weight_grad")
+    assert choice.splits > 96 and choice.waves <= 1
+
+
 def test_large_problems_take_the_largest_tiles_and_no_split():
     for device in ("A100", "H100"):
         tile, choice = choose((64, 256, 56, 56), (256, 256, 3, 3), padding=(1, 1), device=device)

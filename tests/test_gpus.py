@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fastconv
+from fastconv.explain import DIRECTIONS
 from fastconv.gpus import GPUS, conv_work, estimate
 from fastconv.testing.layers import LAYERS
 
@@ -20,10 +21,11 @@ import computed  # noqa: E402
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def explained(layer, batch, dtype, gpu):
+def explained(layer, batch, dtype, gpu, direction="forward"):
     x, w, _ = layer.sizes(batch)
     window = layer.stride, layer.padding, layer.dilation, layer.groups
-    return fastconv.explain(x, w, *window, backend="cuda", dtype=dtype, gpu=gpu)
+    options = dict(backend="cuda", dtype=dtype, gpu=gpu, direction=direction)
+    return fastconv.explain(x, w, *window, **options)
 
 
 def test_peaks_are_the_datasheets():
@@ -44,23 +46,26 @@ def test_work():
     assert moved == 2 * (2 * 256 * 56 * 56 + 512 * 256 + 2 * 512 * 28 * 28)
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("tf32", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("gpu", GPUS)
-def test_every_layer_has_a_plan(gpu, dtype, tf32):
+def test_every_layer_has_a_plan(gpu, dtype, tf32, direction):
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = tf32
     try:
         for layer in LAYERS:
             for batch in (1, 32, 256):
-                answer = explained(layer, batch, dtype, gpu)
+                answer = explained(layer, batch, dtype, gpu, direction)
                 e = answer.estimate
                 assert answer.algorithm and e.bound in ("compute", "memory") and e.floor > 0
                 if answer.algorithm in ("conv1x1", "implicit_gemm"):
                     assert e.tile and e.waves > 0 and 0 < e.roofline <= 1, layer.name
                 else:
                     assert e.roofline is None
-                if answer.algorithm == "stem":
+                if answer.algorithm == "stem" and direction == "weight_grad":
+                    assert e.tile.startswith("64x") and e.splits >= 1
+                elif answer.algorithm == "stem":
                     assert e.tile.startswith("8x16x") and e.waves > 0
     finally:
         torch.backends.cudnn.allow_tf32 = before
@@ -100,8 +105,11 @@ def test_explain_prints_it_as_computed():
         assert part in text
     direct = fastconv.explain((1, 5, 7, 6), (9, 5, 3, 3), backend="cuda", dtype=torch.float16)
     assert "not modelled" in str(direct)
-    for options in ({"backend": "cpu"}, {"backend": "cuda", "direction": "weight_grad"}):
-        assert fastconv.explain((1, 8, 7, 6), (8, 8, 3, 3), **options).estimate is None
+    assert fastconv.explain((1, 8, 7, 6), (8, 8, 3, 3), backend="cpu").estimate is None
+    weights = fastconv.explain(
+        (64, 64, 56, 48), (64, 64, 1, 1), backend="cuda", direction="weight_grad"
+    )
+    assert weights.algorithm == "conv1x1" and weights.estimate.splits > 32
     double = fastconv.explain((1, 8, 7, 6), (8, 8, 3, 3), backend="cuda", dtype=torch.float64)
     assert double.estimate is None and double.algorithm == "direct"
     with pytest.raises(ValueError, match="gpu must be one of A100"):
@@ -114,7 +122,7 @@ def test_the_table_in_results_is_what_the_planner_computes_today(tmp_path):
     kept = ROOT / "bench/results/computed_not_measured.csv"
     assert made == kept.read_text(), "run bench/computed.py"
     table = list(csv.DictReader(made.splitlines()))
-    assert len(table) == len(GPUS) * 3 * len(LAYERS)
+    assert len(table) == len(GPUS) * 3 * len(LAYERS) * len(DIRECTIONS)
     for column in ("waves", "bound", "roofline µs", "% of roofline"):
         assert f"{column} (computed)" in table[0]
     shares = [row["% of roofline (computed)"] for row in table]
