@@ -12,6 +12,7 @@ default all in this order, and writes what they find into the folder OUT as it c
   test      pytest tests/test_gpu.py                                     OUT/test.txt
   triton    pytest tests/test_triton_gpu.py, layers beside Triton        OUT/triton.json, .txt
   layers    every layer beside torch and cuDNN (bench/gpu_layers.py)     OUT/layers.json, .txt
+  backward  every layer's forward pass and gradients beside torch        OUT/backward.json, .txt
   networks  the networks whole (bench/gpu_networks.py)                   OUT/networks.json, .txt
   sanitize  compute-sanitizer's memcheck and racecheck on a small grid   OUT/memcheck.txt, …
 
@@ -34,7 +35,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 python=${PYTHON:-python3}
 limit=${LIMIT:-530}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-all=(test triton layers networks sanitize)
+all=(test triton layers backward networks sanitize)
 [ $# -gt 0 ] || set -- "${all[@]}"
 for step; do
   case " ${all[*]} " in
@@ -77,6 +78,9 @@ step_triton() {
     bench layers triton --triton --precision float16 --compile ""
 }
 step_layers() { bench layers layers; }
+step_backward() {
+  bench layers backward --backward --precision float16 --precision tf32 --precision float32
+}
 step_networks() { bench networks networks; }
 bench() { # SCRIPT NAME [OPTION...]; stops by itself where time for one more row is left
   limited "$python" "bench/gpu_$1.py" "${@:3}" \

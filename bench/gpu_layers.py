@@ -5,9 +5,9 @@
 A layer in three forms: bare, with bias and ReLU, with bias, residual and ReLU; against separate
 kernels ("torch"), cuDNN's own fusion ("cudnn"), torch.compile ("compile"), with --triton also
 fastconv's Triton kernels, and FlagGems where it is installed; float32 without TF32 against torch in
-NCHW too. Every result is compared with torch's before it is timed. A gain above 1 is faster; the
-roofline's ceilings, a device copy and a matmul, are measured first (float32's is a matmul without
-TF32, which 3xTF32 may pass).
+NCHW too. With --backward instead the bare forward pass and each gradient by itself. Every result is
+compared with torch's before it is timed. A gain above 1 is faster; the roofline's ceilings, a copy
+and a matmul, are measured first (float32's is a matmul without TF32, which 3xTF32 may pass).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import torch.nn.functional as F
 
 import fastconv
 from fastconv.gpus import conv_work
+from fastconv.ops import conv as conv_ops
+from fastconv.ops.sizes import allows_tf32
 from fastconv.testing.layers import LAYERS, Layer
 from gpu_common import (
     PRECISIONS,
@@ -35,12 +37,44 @@ from gpu_common import (
 )
 
 FORMS = ("bare", "relu", "residual")
+GRADIENTS = ("input_grad", "weight_grad")  # with --backward, after the bare forward
 COMPILED = "+compile"  # the same form beside torch.compile, measured last: compiling takes long
-Operands = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # x, w, bias, residual
+Operands = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+# x, w, bias, and what has the output's size: residual, or incoming gradient
+
+
+def torch_gradient(form: str, window: tuple) -> Callable[..., torch.Tensor]:
+    """torch's own op, asked for one of its gradients."""
+    stride, padding, dilation, groups = window
+    wanted = GRADIENTS.index(form)
+    pairs = [stride] * 2, [padding] * 2, [dilation] * 2, False, [0, 0], groups
+    mask = [wanted == 0, wanted == 1, False]
+
+    def gradient(x, w, b, dy):
+        return torch.ops.aten.convolution_backward(dy, x, w, None, *pairs, mask)[wanted]
+
+    return gradient
+
+
+def fastconv_gradient(form: str, window: tuple) -> Callable[..., torch.Tensor]:
+    stride, padding, dilation, groups = window
+    numbers = (*[stride] * 2, *[padding] * 4, *[dilation] * 2, groups)
+
+    def input_grad(x, w, b, dy):
+        tf32 = int(x.is_cuda and allows_tf32())
+        return conv_ops._conv2d_input_grad(dy, w, *x.shape[2:], *numbers, tf32)
+
+    def weight_grad(x, w, b, dy):
+        tf32 = int(x.is_cuda and allows_tf32())
+        return conv_ops._conv2d_weight_grad(x, dy, *w.shape[2:], *numbers, tf32)
+
+    return {"input_grad": input_grad, "weight_grad": weight_grad}[form]
 
 
 def torch_form(form: str, window: tuple) -> Callable[..., torch.Tensor]:
     """Separate kernels, in place where torch can."""
+    if form in GRADIENTS:
+        return torch_gradient(form, window)
 
     def bare(x, w, b, r):
         return F.conv2d(x, w, None, *window)
@@ -55,6 +89,9 @@ def torch_form(form: str, window: tuple) -> Callable[..., torch.Tensor]:
 
 
 def fastconv_form(form: str, window: tuple) -> Callable[..., torch.Tensor]:
+    if form in GRADIENTS:
+        return fastconv_gradient(form, window)
+
     def call(x, w, b, r):
         return fastconv.conv2d(
             x,
@@ -127,9 +164,9 @@ def contestants(
     elif triton:
         forms["triton"] = triton_form(form, window)
     if device == "cuda" and not compiled:
-        if form != "bare":
+        if form in FORMS[1:]:
             forms["cudnn"] = cudnn_form(form, window)
-        elif found := flag_gems_form(window):
+        elif form == "bare" and (found := flag_gems_form(window)):
             forms["flag_gems"] = found
     calls = {
         key: [lambda call=call, each=each: call(*each) for each in sets]
@@ -158,7 +195,13 @@ def line(row: dict) -> str:
 def main(arguments: list[str] | None = None) -> int:
     options = parser(__doc__, batch=32)
     options.add_argument("--triton", action="store_true", help="time fastconv's Triton kernels too")
+    options.add_argument(
+        "--backward",
+        action="store_true",
+        help="bare forward, input gradient and weight gradient, each by itself",
+    )
     options = options.parse_args(arguments)
+    forms = ("bare", *GRADIENTS) if options.backward else FORMS
     clock = clock_for(options.device)
     results = Results(
         options.json, head_of("gpu_layers", clock, options), ("name", "precision", "form")
@@ -169,13 +212,14 @@ def main(arguments: list[str] | None = None) -> int:
         {"name": name, "precision": precision, "form": form}
         for precision in options.precision or PRECISIONS
         for name in layers
-        for form in FORMS
+        for form in forms
     ]
     requests += [
         {"name": name, "precision": precision, "form": form + COMPILED}
         for precision in filter(None, options.compile.split(","))
         for name in layers
         for form in FORMS[1:]
+        if not options.backward
     ]
 
     def measure(request: dict) -> dict:

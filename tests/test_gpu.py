@@ -15,6 +15,7 @@ from conv_cases import (
     KERNELS,
     LAYOUTS,
     REFUSED,
+    gradients,
     make,
     more_channels_than_a_grid_has_rows,
     values,
@@ -89,6 +90,33 @@ def test_small_fused(kernel, layout, activation):
     check(case, dtype, layout, activation, fused=True)
 
 
+def check_gradients(case, dtype, layout):
+    """Output and gradients, where torch's own error on the CPU sets the tolerance."""
+    x, w, b, window = make(case, dtype, layout)
+    size = F.conv2d(x, w, b, *window).shape
+    dy = values(size, torch.Generator().manual_seed(1), dtype)
+    exact = gradients(F.conv2d, x.double(), w.double(), b.double(), window, dy.double())
+    theirs = gradients(F.conv2d, x, w, b, window, dy)
+    x, dy = (LAYOUTS[layout](t.cuda()) for t in (x, dy))
+    poison_cache()
+    ours = gradients(fastconv.conv2d, x, w.cuda(), b.cuda(), window, dy)
+    for mine, reference, true in zip(ours, theirs, exact, strict=True):
+        assert_good(mine, reference, true, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES)
+def test_gradients(case, layout, dtype):
+    check_gradients(CASES[case], dtype, layout)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_small_gradients(kernel, layout):
+    check_gradients(*KERNELS[kernel], layout)
+
+
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("case", ["1x1", "stem", "winograd 5x5"])
 def test_small_splits_and_tiles(case, activation):
@@ -139,6 +167,24 @@ def test_every_layer_of_the_networks(layer, dtype):
     assert_good(ours, theirs, truth, dtype, factor=4 if dtype == torch.float32 else 2)
 
 
+@pytest.mark.parametrize("dtype", (torch.float16, torch.float32), ids=str)
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
+def test_gradients_of_every_layer(layer, dtype):
+    x_size, w_size, y_size = layer.sizes(2)
+    x, dy = (
+        torch.randn(size, device="cuda").to(dtype, memory_format=torch.channels_last)
+        for size in (x_size, y_size)
+    )
+    w = (torch.randn(w_size, device="cuda") * torch.Size(w_size[1:]).numel() ** -0.5).to(dtype)
+    b = torch.zeros(layer.K, device="cuda", dtype=dtype)
+    window = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    ours = gradients(fastconv.conv2d, x, w, b, window, dy)
+    theirs = gradients(F.conv2d, x, w, b, window, dy)
+    exact = gradients(F.conv2d, x.double(), w.double(), b.double(), window, dy.double())
+    for mine, reference, true in zip(ours, theirs, exact, strict=True):
+        assert_good(mine, reference, true, dtype, factor=4 if dtype == torch.float32 else 2)
+
+
 @pytest.mark.parametrize("case", ["direct 3x3", "1x1", "stem", "winograd 4x4"])
 def test_tf32_follows_torchs_switch(case):
     n, _, h, w_, _, *rest = CASES[case]
@@ -174,6 +220,18 @@ def test_results_repeat_to_the_bit():
     for _ in range(20):
         poison_cache()
         assert torch.equal(fastconv.conv2d(x, w, padding=1), first)
+
+
+def test_gradients_repeat_to_the_bit():
+    x = torch.randn(4, 64, 28, 27, device="cuda").half()
+    w = torch.randn(64, 64, 3, 3, device="cuda").half()
+    b, dy = torch.zeros(64, device="cuda").half(), torch.randn(4, 64, 14, 14, device="cuda").half()
+    window = (2, 1)
+    first = gradients(fastconv.conv2d, x, w, b, window, dy)
+    for _ in range(20):
+        poison_cache()
+        again = gradients(fastconv.conv2d, x, w, b, window, dy)
+        assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 
 # --- streams, graphs, memory, devices -------------------------------------------------------------

@@ -72,6 +72,7 @@ def test_all_steps_in_order_after_a_build_for_this_gpu(script, tmp_path):
     order = ["90a setup.py build_ext --inplace", "90a -m pytest"]
     order += ["test_triton_gpu.py", "90a bench/gpu_layers.py"]
     order += [
+        "backward.json",
         "90a bench/gpu_networks.py",
         "sanitizer --tool memcheck",
         "sanitizer --tool racecheck",
@@ -79,7 +80,9 @@ def test_all_steps_in_order_after_a_build_for_this_gpu(script, tmp_path):
     places = [log.index(part) for part in order]
     assert places == sorted(places)
     steps = json.loads((tmp_path / "out/steps.json").read_text())
-    assert [step["step"] for step in steps] == ["test", "triton", "layers", "networks", "sanitize"]
+    assert [step["step"] for step in steps] == [
+        *("test", "triton", "layers", "backward", "networks", "sanitize")
+    ]
     assert all(step["status"] == 0 for step in steps)
     assert (tmp_path / "out/layers.json").exists() and "0 errors" in done.stdout
 
@@ -173,6 +176,17 @@ def test_layers_in_every_precision_and_form(counted, tmp_path, capsys):
     # conv2d 1->6 5x5 of 28x28, padded: 2 * 784 * 6 * 25 operations at 1 a second
     assert first["float16", "bare"] == 2 * 784 * 6 * 25
     assert "geometric" not in capsys.readouterr().err
+
+
+def test_gradients_of_layers(counted, tmp_path):
+    arguments = [*CPU, "--backward", "--filter", "^lenet|resnet18 3x3/2 64->128 @56"]
+    arguments += ["--precision", "float32", "--json", str(tmp_path / "a")]
+    assert gpu_layers.main(arguments) == 0
+    rows = json.loads((tmp_path / "a").read_text())["rows"]
+    assert [row["form"] for row in rows] == ["bare", "input_grad", "weight_grad"] * 3
+    assert not any(row["errors"] for row in rows)
+    assert all({"torch", "fastconv"} <= set(row["seconds"]) for row in rows)
+    assert len({row["floor"] for row in rows}) == 3  # a layer's passes move and multiply the same
 
 
 def test_layers_go_on_where_an_earlier_run_ended(counted, tmp_path, capsys):
