@@ -24,7 +24,7 @@ struct Tile {
 // f16 and bf16.
 constexpr Tile kHalfTiles[] = {
     // Large batches: the least traffic per product; one block an SM, so only for many blocks.
-    {256, 128, 32, 64, 64, 3, 1, 240},
+    {256, 128, 32, 64, 64, 3, 1, 244},
     // The default.
     {128, 128, 32, 64, 64, 4, 2, 252},
     // The default where an SM has 100 KB of shared memory (sm_86, sm_89).
