@@ -4,7 +4,8 @@
 // order.
 //
 // A thread copies the same chunk of every pixel's row, so its tap (r, s) and channel are fixed for
-// the whole loop; pixels advance, and are divided into (n, p, q).
+// the whole loop. Where a pixel reads the input is divided out once, a few steps ahead, and passed
+// through a ring in shared memory.
 //
 // Limits: gemm_grad_refusal() in conv_grad_params.h.
 #pragma once
@@ -18,15 +19,19 @@ struct GradLoader {
   using A = typename Config::A;
   using B = typename Config::B;
   using T = typename Config::T;
-  static constexpr int kSize = Chunk<T>::kSize;
+  static constexpr int kSize = Chunk<T>::kSize, kBk = Config::kTile.bk;
+  // Of the ring, behind the stages: two halves of as many steps as there are stages, 8 bytes a
+  // pixel. A step's part is written that many steps before it is read, so barriers lie between.
+  static constexpr uint32_t kStep = kBk * 8, kHalf = kStep * Config::kTile.stages;
+  static_assert(kBk <= Config::kThreads && 2 * kHalf <= kPixelRingBytes);
 
   const T *dy, *x;  // of this thread's chunk: dy at its first row, x at its tap of pixel 0
   int a_pixel, b_pixel, end;
-  int tap_h, tap_w;  // of its tap, less the padding; far outside past the last weight
-  uint32_t a_to, b_to;
+  int tap_h, tap_w;  // of its tap, less the padding
+  uint32_t a_to, b_to, ring, turn;
 
   FASTCONV_DEVICE void start(const ConvParams& p, int m0, int n0, int begin) {
-    end = min_of(p.M, begin + p.split_depth);
+    end = begin + min_of(p.M - begin, p.split_depth);
     const int a_column = threadIdx.x % A::kChunks, a_row = threadIdx.x / A::kChunks;
     a_to = a_row * A::kRowBytes + swizzle_depth<T, A::kRowBytes>(a_row, a_column) * 16;
     a_pixel = begin + a_row;
@@ -43,7 +48,27 @@ struct GradLoader {
     tap_h = r * p.dil_h - p.pad_t, tap_w = (tap - r * p.S) * p.dil_w - p.pad_l;
     x = static_cast<const T*>(p.at.x) + int64_t(blockIdx.y) * p.C + n - tap * p.C +
         (int64_t(tap_h) * p.W + tap_w) * p.at.x_pixel;
-    if constexpr (Config::kPointwise) x += b_pixel * p.at.x_pixel;
+    if constexpr (Config::kPointwise) {
+      x += b_pixel * p.at.x_pixel;
+    } else {
+      ring = ptx::shared_address(shared_memory()) + Config::kTile.stages * Config::kStageBytes;
+      turn = 0;
+      for (int i = threadIdx.x; i < kBk * Config::kTile.stages; i += Config::kThreads)
+        note(p, ring + i * 8, begin + i);
+      b_pixel = begin + kBk * Config::kTile.stages + threadIdx.x;  // that it notes next
+      __syncthreads();
+    }
+  }
+
+  // Pixel m's place in x, and its row and column there, 16 bits each: far outside past the end.
+  FASTCONV_DEVICE void note(const ConvParams& p, uint32_t to, int m) const {
+    int2 at = make_int2(0, -1);
+    if (m < end) {
+      const Pixel out = pixel_of(p, m);
+      const int h = out.p * p.stride_h, w = out.q * p.stride_w;
+      at = make_int2((out.n * p.H + h) * p.W + w, int(unsigned(h) | unsigned(w) << 16));
+    }
+    ptx::st_shared(to, at);
   }
 
   FASTCONV_DEVICE void load(const ConvParams& p, uint32_t stage) {
@@ -51,25 +76,28 @@ struct GradLoader {
     for (int i = 0; i < A::kLoads; ++i)
       ptx::cp_async<16>(stage + a_to + i * A::kPassBytes, dy + i * A::kRowsPerPass * p.at.y_pixel,
                         a_pixel + i * A::kRowsPerPass < end);
-    dy += Config::kTile.bk * p.at.y_pixel;
-    a_pixel += Config::kTile.bk;
+    dy += kBk * p.at.y_pixel;
+    a_pixel += kBk;
+    if constexpr (Config::kPointwise) {
 #pragma unroll
-    for (int i = 0; i < B::kLoads; ++i) {
-      const int m = b_pixel + i * B::kRowsPerPass;
-      const uint32_t to = stage + b_to + i * B::kPassBytes;
-      if constexpr (Config::kPointwise) {
-        ptx::cp_async<16>(to, x + i * B::kRowsPerPass * p.at.x_pixel, m < end);
-      } else {
-        const Pixel at = pixel_of(p, m);
-        const int h = at.p * p.stride_h, w = at.q * p.stride_w;
-        const bool inside =
-            unsigned(h + tap_h) < unsigned(p.H) && unsigned(w + tap_w) < unsigned(p.W) && m < end;
-        const int pixel = (at.n * p.H + h) * p.W + w;
-        ptx::cp_async<16>(to, x + pixel * p.at.x_pixel, inside);
+      for (int i = 0; i < B::kLoads; ++i)
+        ptx::cp_async<16>(stage + b_to + i * B::kPassBytes, x + i * B::kRowsPerPass * p.at.x_pixel,
+                          b_pixel + i * B::kRowsPerPass < end);
+      x += kBk * p.at.x_pixel;
+    } else {
+      const uint32_t from = ring + turn + threadIdx.x / B::kChunks * 8;
+#pragma unroll
+      for (int i = 0; i < B::kLoads; ++i) {
+        const int2 at = ptx::ld_shared<int2>(from + i * B::kRowsPerPass * 8);
+        const unsigned h = (at.y & 0xffff) + tap_h, w = (unsigned(at.y) >> 16) + tap_w;
+        ptx::cp_async<16>(stage + b_to + i * B::kPassBytes, x + at.x * p.at.x_pixel,
+                          h < unsigned(p.H) && w < unsigned(p.W));
       }
+      const uint32_t later = turn < kHalf ? turn + kHalf : turn - kHalf;
+      if (threadIdx.x < kBk) note(p, ring + later + threadIdx.x * 8, b_pixel);
+      turn = turn + kStep == 2 * kHalf ? 0 : turn + kStep;
     }
-    if constexpr (Config::kPointwise) x += Config::kTile.bk * p.at.x_pixel;
-    b_pixel += Config::kTile.bk;
+    b_pixel += kBk;
     ptx::cp_async_commit_group();
   }
 };
