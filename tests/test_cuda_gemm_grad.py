@@ -103,6 +103,25 @@ def test_1x1(math, direction, splits):
     check(direction, math, 1, (2, 72, 7, 10), (48, 24, 1, 1), **settings)
 
 
+@pytest.mark.parametrize(
+    "size, w, settings, expected",
+    [
+        ((9, 12), (8, 8, 3, 3), dict(padding=(1, 1)), [(72, 108)]),
+        # By (h, w) mod 2, of 4, 2, 2 and 1 taps: (1, 1), (0, 1), (1, 0), (0, 0).
+        (
+            (9, 12),
+            (8, 8, 3, 3),
+            dict(stride=(2, 2), padding=(1, 1)),
+            [(32, 24), (16, 30), (16, 24), (8, 30)],
+        ),
+        ((9, 7), (16, 8, 1, 1), dict(stride=(2, 2)), [(16, 20), (0, 15), (0, 16), (0, 12)]),
+        ((1, 6), (8, 8, 1, 2), dict(stride=(3, 2)), [(8, 3), (8, 3)]),
+    ],
+)
+def test_phases_of_most_taps_come_first_and_zeros_are_not_multiplied(size, w, settings, expected):
+    assert kernels.phases(kernels.problem((1, w[1], *size), w, **settings)) == expected
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_float32_over_a_long_reduction(direction):
     """3xTF32 is promoted each 32 of depth: without that the error here is 1e-5 and more."""

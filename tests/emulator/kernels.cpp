@@ -38,8 +38,8 @@ EXPORT const char* conv_input_grad(const ConvProblem* problem, const ConvOperand
 }
 // y is dy and w is dw, K R S C.
 EXPORT const char* conv_weight_grad(const ConvProblem* problem, const ConvOperands* at,
-                                    int32_t math, int32_t tile, int32_t splits,
-                                    int32_t split_depth, int32_t pointwise) {
+                                    int32_t math, int32_t tile, int32_t splits, int32_t split_depth,
+                                    int32_t pointwise) {
   const ConvParams params = make_conv_params(*problem, *at, splits, split_depth);
   const Status status = launch_conv_weight_grad(params, pointwise, Math(math), tile, nullptr);
   if (status.error) return status.error;
@@ -48,6 +48,14 @@ EXPORT const char* conv_weight_grad(const ConvProblem* problem, const ConvOperan
   GradSums sums = {at->partial, dw, splits, problem->dtype};
   sums.mend = Math(math) == Math::f32, sums.conv = params;
   return launch_add_parts(sums, nullptr).error;
+}
+
+// Of the input gradient: the depth of each stride phase in the order of the grid, and its pixels.
+EXPORT int32_t phases(const ConvProblem* problem, int32_t* depths, int32_t* pixels) {
+  PhaseParams all;
+  const int count = make_phase_params(*problem, {}, 1, 0, &all);
+  for (int i = 0; i < count; ++i) depths[i] = all.phase[i].depth, pixels[i] = all.phase[i].M;
+  return count;
 }
 
 EXPORT int32_t tiles(int32_t math, int32_t d) { return tile_count(Math(math), Direction(d)); }

@@ -88,6 +88,13 @@ def choose(p: Problem, math: str, device: Device, direction: str = "forward") ->
     return choice
 
 
+def phases(p: Problem) -> list[tuple[int, int]]:
+    """(depth, pixels) of each stride phase of the input gradient, in the order of its grid."""
+    depths, pixels = ((_I32 * 16)() for _ in range(2))
+    count = library().phases(ctypes.byref(p), depths, pixels)
+    return list(zip(depths[:count], pixels[:count], strict=True))
+
+
 def refusal(kernel: str, p: Problem, math: str) -> str | None:
     function = getattr(library(), f"{kernel}_refusal")
     function.restype = ctypes.c_char_p
