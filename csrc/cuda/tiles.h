@@ -123,6 +123,13 @@ inline float products_per_cycle(Math math, int arch) {
   return math == Math::tf32 ? half / 2 : math == Math::f32 ? half / 6 : half;
 }
 
+// Blocks of a tile that run on an SM at once; 0 where one is too large.
+inline int blocks_at_once(const Tile& t, int element, const Device& gpu, Direction d) {
+  const int behind = d == Direction::forward ? 0 : kPixelRingBytes;  // the larger of the two
+  const int fitting = gpu.shared_per_sm / (t.shared_bytes(element) + behind + 1024);
+  return t.blocks < fitting ? t.blocks : fitting;
+}
+
 // The cycles of a problem under one tile: NOTE computed, from sizes alone; no figure here was
 // measured on a GPU.
 //   - an SM works through ceil(blocks / sms) blocks;
@@ -134,13 +141,11 @@ inline float products_per_cycle(Math math, int arch) {
 //   - partial sums (`parts`) are written and read once, and cost a second launch of about 4000
 //     cycles.
 inline float tile_cycles(const Tile& t, Math math, const Device& gpu, int64_t M, int64_t K,
-                         int64_t groups, int64_t depth, int splits, bool parts, float* waves) {
+                         int64_t groups, int64_t depth, int splits, bool parts, int at_once,
+                         float* waves) {
   const int element = element_bytes(math);
   const int64_t tiles = (M + t.bm - 1) / t.bm * ((K + t.bn - 1) / t.bn) * groups;
   const int64_t blocks = tiles * splits;
-  const int fitting = gpu.shared_per_sm / (t.shared_bytes(element) + 1024);
-  const int at_once = t.blocks < fitting ? t.blocks : fitting;
-  if (at_once == 0) return 1e30f;
   *waves = float(blocks) / (float(gpu.sms) * at_once);
   const int64_t per_sm = (blocks + gpu.sms - 1) / gpu.sms;
   const int64_t concurrent = per_sm < at_once ? per_sm : at_once;
@@ -159,24 +164,35 @@ inline float tile_cycles(const Tile& t, Math math, const Device& gpu, int64_t M,
   return cycles;
 }
 
-// The cheapest tile and number of splits. A split keeps at least eight steps; a weight gradient,
-// whose depth is pixels, has partial sums in any case and may take hundreds.
+// The next number of splits to try: each up to 32; of a weight gradient, whose depth is pixels and
+// may take hundreds, what fills the GPU one, two ... four times.
+inline int next_splits(int splits, Direction d, int64_t tiles, int64_t at_once) {
+  if (d != Direction::weight_grad) return splits < 32 ? splits + 1 : INT32_MAX;
+  for (int fills = 1; fills <= 4; ++fills)
+    if (fills * at_once / tiles > splits) return int(fills * at_once / tiles);
+  return INT32_MAX;
+}
+
+// The cheapest tile and number of splits. A split keeps at least eight steps, where there are more.
 inline TileChoice choose_tile(int64_t M, int64_t K, int64_t groups, int64_t depth, Math math,
                               const Device& gpu, Direction d = Direction::forward) {
   TileChoice best = {-1, 1, int32_t(depth), 0, 1e30f};
-  const bool weights = d == Direction::weight_grad;
-  const int most = weights ? 1024 : 32;
   for (int i = 0; i < tile_count(math, d); ++i) {
     const Tile t = tile_of(math, i, d);
     const int64_t steps = (depth + t.bk - 1) / t.bk;
-    for (int splits = 1; splits <= most && (splits == 1 || steps / splits >= 8);
-         splits += splits < 32 ? 1 : splits / 8) {
+    const int64_t tiles = (M + t.bm - 1) / t.bm * ((K + t.bn - 1) / t.bn) * groups;
+    const int at_once = blocks_at_once(t, element_bytes(math), gpu, d);
+    if (at_once == 0) continue;
+    for (int splits = 1; splits == 1 || steps / splits >= 8;
+         splits = next_splits(splits, d, tiles, int64_t(at_once) * gpu.sms)) {
       const int64_t steps_each = (steps + splits - 1) / splits;
-      if ((steps + steps_each - 1) / steps_each != splits) continue;  // the last one would be empty
+      const int made = int((steps + steps_each - 1) / steps_each);  // none without work
+      if (made != splits && d != Direction::weight_grad) continue;
+      const bool parts = made > 1 || d == Direction::weight_grad;
       float waves = 0;
       const float cycles =
-          tile_cycles(t, math, gpu, M, K, groups, depth, splits, weights || splits > 1, &waves);
-      if (cycles < best.cycles) best = {i, splits, int32_t(steps_each * t.bk), waves, cycles};
+          tile_cycles(t, math, gpu, M, K, groups, depth, made, parts, at_once, &waves);
+      if (cycles < best.cycles) best = {i, made, int32_t(steps_each * t.bk), waves, cycles};
     }
   }
   return best;
