@@ -138,11 +138,12 @@ inline int blocks_at_once(const Tile& t, int element, const Device& gpu, Directi
 //     per scheduler hides no latency: x 1.5;
 //   - filling the pipeline costs about 1500 cycles a group of concurrent blocks, the epilogue the
 //     bytes of its outputs at 16 a cycle;
+//   - of a stride phase's depth the share `filled` is there, on average;
 //   - partial sums (`parts`) are written and read once, and cost a second launch of about 4000
 //     cycles.
 inline float tile_cycles(const Tile& t, Math math, const Device& gpu, int64_t M, int64_t K,
                          int64_t groups, int64_t depth, int splits, bool parts, int at_once,
-                         float* waves) {
+                         float filled, float* waves) {
   const int element = element_bytes(math);
   const int64_t tiles = (M + t.bm - 1) / t.bm * ((K + t.bn - 1) / t.bn) * groups;
   const int64_t blocks = tiles * splits;
@@ -150,7 +151,7 @@ inline float tile_cycles(const Tile& t, Math math, const Device& gpu, int64_t M,
   const int64_t per_sm = (blocks + gpu.sms - 1) / gpu.sms;
   const int64_t concurrent = per_sm < at_once ? per_sm : at_once;
 
-  const float steps = float((depth + t.bk * splits - 1) / (t.bk * splits));
+  const float steps = filled * float((depth + t.bk * splits - 1) / (t.bk * splits));
   const float products = float(t.bm) * t.bn * t.bk / products_per_cycle(math, gpu.arch);
   const float reads = float(t.warps()) * (t.wm + t.wn) * t.bk * element / 128;
   const float lonely = concurrent * t.warps() <= 4 ? 1.5f : 1.f;
@@ -175,7 +176,8 @@ inline int next_splits(int splits, Direction d, int64_t tiles, int64_t at_once) 
 
 // The cheapest tile and number of splits. A split keeps at least eight steps, where there are more.
 inline TileChoice choose_tile(int64_t M, int64_t K, int64_t groups, int64_t depth, Math math,
-                              const Device& gpu, Direction d = Direction::forward) {
+                              const Device& gpu, Direction d = Direction::forward,
+                              float filled = 1) {
   TileChoice best = {-1, 1, int32_t(depth), 0, 1e30f};
   for (int i = 0; i < tile_count(math, d); ++i) {
     const Tile t = tile_of(math, i, d);
@@ -191,7 +193,7 @@ inline TileChoice choose_tile(int64_t M, int64_t K, int64_t groups, int64_t dept
       const bool parts = made > 1 || d == Direction::weight_grad;
       float waves = 0;
       const float cycles =
-          tile_cycles(t, math, gpu, M, K, groups, depth, made, parts, at_once, &waves);
+          tile_cycles(t, math, gpu, M, K, groups, depth, made, parts, at_once, filled, &waves);
       if (cycles < best.cycles) best = {i, made, int32_t(steps_each * t.bk), waves, cycles};
     }
   }
@@ -203,12 +205,13 @@ inline TileChoice choose_tile(const ConvProblem& p, Math math, const Device& gpu
   if (d == Direction::weight_grad)
     return choose_tile(K, taps * C, p.G, p.N * p.P * p.Q, math, gpu, d);
   if (d == Direction::forward) return choose_tile(p.N * p.P * p.Q, K, p.G, taps * C, math, gpu);
-  // A block of the input gradient works on one stride phase, of at most this many taps.
+  // A block of the input gradient works on one stride phase, of at most this many taps; every tap
+  // reaches one phase, so that the mean is less.
   const int64_t phases = p.stride_h * p.stride_w;
   const int64_t most =
       ((p.R + p.stride_h - 1) / p.stride_h) * ((p.S + p.stride_w - 1) / p.stride_w);
   return choose_tile((p.N * p.H * p.W + phases - 1) / phases, C, p.G * phases, most * K, math, gpu,
-                     d);
+                     d, float(taps) / float(phases * most));
 }
 
 }  // namespace fastconv::cuda
