@@ -65,6 +65,9 @@ static inline bool along_rows(const TapConv& job, int64_t lanes) {
 
 constexpr int64_t kRowBytes = 384 * 1024;      // of a block's inputs and sums, in L2
 constexpr int64_t kRowChunkBytes = 32 * 1024;  // inputs of a tile of one chunk
+// Terms of a partial sum: with all in one, random 7x7 problems erred up to 1.5 times what is
+// allowed.
+constexpr int64_t kRowDepth = 256;
 
 static inline Blocking row_blocking(const TapConv& job, int64_t lanes, int64_t element,
                                     int64_t threads) {
@@ -79,7 +82,8 @@ static inline Blocking row_blocking(const TapConv& job, int64_t lanes, int64_t e
   b.rows = even_share(job.P, max64((kRowBytes - halo) / row, 1));
   b.row_blocks = ceil_div(job.P, b.rows), b.col_blocks = ceil_div(job.Q, b.cols);
   const int64_t window = max64(job.rows.count, 1) * min64(b.cols, 4 * lanes) * element;
-  b.chunk = even_share(job.C, max64(kRowChunkBytes / window, 8));
+  const int64_t taps = max64(job.rows.count * job.cols.count, 1);
+  b.chunk = even_share(job.C, min64(max64(kRowChunkBytes / window, 8), max64(kRowDepth / taps, 4)));
   b.chunk_blocks = ceil_div(job.C, b.chunk);
   const int64_t blocks = job.N * job.G * b.row_blocks * b.col_blocks;
   b.panels = task_panels(ceil_div(job.K, kTileOperands), blocks, threads);
