@@ -82,7 +82,9 @@ inline bool dense_kernels(const TapConv& job) {
   if (kernel < 2 || kernel > 128 || job.ws[4] != 1 || job.ws[3] != job.S) return false;
   const bool forward = job.ws[2] == kernel && job.ws[1] == job.C * kernel;
   const bool lanes = job.ws[1] == kernel && job.ws[2] == job.K * kernel;
-  return (forward || lanes) && job.ws[0] == job.C * job.K * kernel;
+  // A stride phase wants few of the taps that are transposed: 4 of 9 are packed faster one by one.
+  const bool phase = 2 * job.rows.count * job.cols.count < kernel;
+  return (forward || (lanes && !phase)) && job.ws[0] == job.C * job.K * kernel;
 }
 
 // What of the weights is packed: channels c0 .. c0 + cn of a panel of a group.
