@@ -43,11 +43,17 @@ static inline void choose_rectangle(Blocking& b, int64_t P, int64_t Q, int64_t c
   b.col_blocks = ceil_div(Q, b.cols);
 }
 
-// Panels of a task: all of them, unless the `blocks` are too few to keep every thread busy.
-static inline int64_t task_panels(int64_t panels, int64_t blocks, int64_t threads) {
+// Panels of a register tile: a pair where vectors have 64 bytes (kPairs in tile.inl).
+static inline int64_t tile_panels(int64_t panel, int64_t element) {
+  return panel * element == 128 ? 2 : 1;
+}
+
+// Panels of a task: all of them, unless the `blocks` are too few to keep every thread busy. Those
+// of a tile, `width`, stay together.
+static inline int64_t task_panels(int64_t panels, int64_t blocks, int64_t threads, int64_t width) {
   if (threads == 1 || blocks >= 4 * threads) return panels;
-  const int64_t wanted = ceil_div(4 * threads, max64(blocks, 1));
-  return even_share(panels, ceil_div(panels, min64(wanted, panels)));
+  const int64_t wanted = ceil_div(4 * threads, max64(blocks, 1)), tiles = ceil_div(panels, width);
+  return min64(even_share(tiles, ceil_div(tiles, min64(wanted, tiles))) * width, panels);
 }
 
 // Whether a tile's vectors run along a row of pixels: in any layout where output channels would
@@ -86,7 +92,7 @@ static inline Blocking row_blocking(const TapConv& job, int64_t lanes, int64_t e
   b.chunk = even_share(job.C, min64(max64(kRowChunkBytes / window, 8), max64(kRowDepth / taps, 4)));
   b.chunk_blocks = ceil_div(job.C, b.chunk);
   const int64_t blocks = job.N * job.G * b.row_blocks * b.col_blocks;
-  b.panels = task_panels(ceil_div(job.K, kTileOperands), blocks, threads);
+  b.panels = task_panels(ceil_div(job.K, kTileOperands), blocks, threads, 1);
   b.panel_blocks = ceil_div(ceil_div(job.K, kTileOperands), b.panels);
   b.tasks = blocks * b.panel_blocks;
   b.packed = job.dtype == DType::f16 || job.dtype == DType::bf16;  // widened; else read in place
@@ -108,7 +114,7 @@ static inline Blocking conv_blocking(const TapConv& job, int64_t panel, int64_t 
   choose_rectangle(b, job.P, job.Q, job.C, job.stride_h, job.stride_w, job.rows, job.cols, element,
                    planes ? kPlanePixels : kBlockPixels);
   const int64_t blocks = job.N * job.G * b.row_blocks * b.col_blocks;
-  b.panels = task_panels(ceil_div(job.K, panel), blocks, threads);
+  b.panels = task_panels(ceil_div(job.K, panel), blocks, threads, tile_panels(panel, element));
   b.panel_blocks = ceil_div(ceil_div(job.K, panel), b.panels);
   b.chunk_blocks = ceil_div(job.C, b.chunk);
   b.tasks = blocks * b.panel_blocks;
@@ -149,7 +155,8 @@ static inline Blocking weight_grad_blocking(const WeightGrad& job, int64_t panel
   choose_rectangle(b, job.P, job.Q, b.chunk, job.stride_h, job.stride_w, job.rows, job.cols,
                    element, kSumPixels);
   b.chunk_blocks = ceil_div(job.C, b.chunk);
-  b.panels = task_panels(ceil_div(job.K, panel), job.G * b.chunk_blocks, threads);
+  b.panels = task_panels(ceil_div(job.K, panel), job.G * b.chunk_blocks, threads,
+                         tile_panels(panel, element));
   b.panel_blocks = ceil_div(ceil_div(job.K, panel), b.panels);
   b.tasks = job.G * b.panel_blocks * b.chunk_blocks;
   return b;

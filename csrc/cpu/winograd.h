@@ -137,7 +137,7 @@ static inline WinogradBlocking winograd_blocking(const TapConv& job, int64_t pan
   b.chunk = even_share(job.C, kChunkBytes / (panel * 4));
   b.chunk = min64(ceil_div(b.chunk, b.lanes) * b.lanes, ceil_div(job.C, b.lanes) * b.lanes);
   b.chunks = ceil_div(job.C, b.chunk);
-  b.panels = task_panels(ceil_div(job.K, panel), b.blocks, threads);
+  b.panels = task_panels(ceil_div(job.K, panel), b.blocks, threads, tile_panels(panel, 4));
   b.panel_blocks = ceil_div(ceil_div(job.K, panel), b.panels);
   b.tasks = b.blocks * b.panel_blocks;
   b.packed = b.blocks > 2 * job.G;
@@ -148,9 +148,7 @@ static inline WinogradBlocking winograd_blocking(const TapConv& job, int64_t pan
   return b;
 }
 
-// `width`: panels of a register tile.
-static inline WinogradBlocking winograd_grad_blocking(const WeightGrad& job, int64_t panel,
-                                                      int64_t width) {
+static inline WinogradBlocking winograd_grad_blocking(const WeightGrad& job, int64_t panel) {
   WinogradBlocking b = tile_blocking(job, job.rows.count, panel);
   b.chunk = even_share(job.C, kGradChannels);
   b.chunks = ceil_div(job.C, b.chunk);
@@ -160,7 +158,7 @@ static inline WinogradBlocking winograd_grad_blocking(const WeightGrad& job, int
   const int64_t block = b.form.points() * (b.v_point + panels * b.a_point);
   b.segment = min64(b.blocks, max64(kSegmentFloats / block, 1));
   b.segments = ceil_div(b.blocks, b.segment);
-  b.panels = min64(panels, width);
+  b.panels = min64(panels, tile_panels(panel, 4));
   b.panel_blocks = ceil_div(panels, b.panels);
   b.tasks = job.G * b.panel_blocks * b.chunks;
   return b;
