@@ -31,11 +31,17 @@ const char* refuse_depthwise(const ConvProblem& p, const Capabilities&, Directio
 const char* refuse_winograd(const ConvProblem& p, const Capabilities&, Direction direction) {
   if (p.dtype == DType::f64) return "its rounding is too coarse for float64";
   if (p.R != p.S || (p.R != 3 && p.R != 5)) return "the kernel is neither 3x3 nor 5x5";
-  if (p.stride_h != 1 || p.stride_w != 1) return "the stride is not 1";
+  const bool strided = p.stride_h == 2 && p.stride_w == 2;
+  if (!strided && (p.stride_h != 1 || p.stride_w != 1)) return "the stride is neither 1 nor 2";
+  if (strided && p.R != 3) return "of stride 2 it has 3x3 only";
+  if (strided && direction == Direction::input_grad)
+    return "the gradient of a strided convolution is written by stride phase";
   if (p.dil_h != 1 || p.dil_w != 1) return "the kernel is dilated";
   if (p.pad_t >= p.R || p.pad_b >= p.R || p.pad_l >= p.S || p.pad_r >= p.S)
     return "outputs that read padding only would round away the others";
-  if (p.C / p.G < 12 || p.K / p.G < 12) return "too few channels per group to pay its transforms";
+  const int64_t fewest = strided ? 32 : 12;
+  if (p.C / p.G < fewest || p.K / p.G < fewest)
+    return "too few channels per group to pay its transforms";
   if (p.N * p.P * p.Q < 16 || p.N * p.H * p.W < 16) return "too few pixels to pay for its weights";
   if (p.H < p.R || p.W < p.S || p.P < p.R || p.Q < p.S)
     return "on so small a map most taps read padding, which its rounding does not know";

@@ -91,6 +91,36 @@ def test_adaptive_avg_pool(size, dtype, layout):
     assert_good(y, expected, reference.adaptive_avg_pool2d(x, size), dtype)
 
 
+@pytest.mark.parametrize("layout", ["nchw", "nhwc", "nchw sliced"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "window", [(3, 2, 1), (2, 2, 0), ((5, 4), 1, 2), ((2, 3), (4, 3), 1)], ids=str
+)
+def test_pools_of_many_vectors(window, dtype, layout, isa):
+    """Several vectors of channels or columns with a rest, several bands of rows; one place of each
+    of two planes is a NaN."""
+    x = tensor(layout, dtype, (1, 83, 61, 75)).round(decimals=1)
+    x[0, 5, 31, 44] = x[0, 80, 0, 74] = torch.nan
+    expected, index = F.max_pool2d(x, *window, return_indices=True)
+    poison(torch.empty_like(expected))
+    y, places = fastconv.max_pool2d(x, *window, return_indices=True)
+    torch.testing.assert_close(y, expected, equal_nan=True, rtol=0, atol=0)
+    torch.testing.assert_close(places, index, rtol=0, atol=0)
+    poison(torch.empty_like(expected))
+    y = fastconv.max_pool2d(x, *window)
+    torch.testing.assert_close(y, expected, equal_nan=True, rtol=0, atol=0)
+    x = x.nan_to_num(1)
+    poison(torch.empty_like(expected))
+    y, expected = fastconv.avg_pool2d(x, *window), F.avg_pool2d(x, *window)
+    assert_good(y, expected, reference.avg_pool2d(x, *window), dtype)
+
+
+def test_an_index_too_large_is_refused():
+    x = torch.zeros(1, 1, 1, 1).expand(1, 1, 2**16, 2**15 + 1)
+    with pytest.raises(RuntimeError, match="2\\^31 - 1 places"):
+        fastconv.max_pool2d(x, (2**16, 1), return_indices=True)
+
+
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_global_avg_of_a_large_plane(layout):

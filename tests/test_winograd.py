@@ -13,25 +13,27 @@ from test_conv import compare_all
 import fastconv
 from fastconv.testing.compare import assert_good, factor_of
 
-# (taps, H, W): 4x4 and 2x2 tiles, full and brief ones in both axes
-MAPS = ((3, 11, 14), (3, 7, 8), (5, 7, 10))
+# (taps, stride, H, W): 4x4 and 2x2 tiles, full and brief ones in both axes
+MAPS = ((3, 1, 11, 14), (3, 1, 7, 8), (5, 1, 7, 10), (3, 2, 29, 37), (3, 2, 13, 16))
 FLOAT = torch.float32
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("taps, height, width", MAPS)
-def test_a_bad_input_reaches_the_outputs_that_read_it(taps, height, width, bad, isa):
+@pytest.mark.parametrize("taps, stride, height, width", MAPS)
+def test_a_bad_input_reaches_the_outputs_that_read_it(taps, stride, height, width, bad, isa):
     """At every place of a tile: outputs that do not read it are finite and right."""
     generator = torch.Generator().manual_seed(0)
-    w = torch.randn(19, 13, taps, taps, generator=generator)
-    clean = torch.randn(1, 13, height, width, generator=generator)
-    assert fastconv.explain(clean, w, padding=1).algorithm == "winograd"
-    for i, j in itertools.product(range(height - 2), range(0, width, 1 if taps == 3 else 2)):
+    channels = 13 if stride == 1 else 33
+    w = torch.randn(channels + 6, channels, taps, taps, generator=generator)
+    clean = torch.randn(1, channels, height, width, generator=generator)
+    assert fastconv.explain(clean, w, stride, 1).algorithm == "winograd"
+    step = 1 if taps == 3 and stride == 1 else 2 if taps == 5 else 3
+    for i, j in itertools.product(range(0, height - 2, max(step - 1, 1)), range(0, width, step)):
         x = clean.clone()
         x[0, 5, i, j] = bad
-        truth = F.conv2d(x.double(), w.double(), padding=1)
-        theirs = F.conv2d(x, w, padding=1)
-        ours = fastconv.conv2d(x, w, padding=1)
+        truth = F.conv2d(x.double(), w.double(), None, stride, 1)
+        theirs = F.conv2d(x, w, None, stride, 1)
+        ours = fastconv.conv2d(x, w, None, stride, 1)
         assert_good(ours, theirs, truth, FLOAT, 8.0, f"{i}, {j}")
 
 
@@ -73,10 +75,14 @@ def test_batches_in_one_block_keep_their_bad_values_apart():
     n=st.integers(1, 5), c=st.integers(12, 40), k=st.integers(12, 50), groups=st.integers(1, 2),
     h=st.integers(4, 31), w=st.integers(4, 40), taps=st.sampled_from([3, 5]),
     ph=st.integers(0, 4), pw=st.integers(0, 4), layout=st.sampled_from(sorted(LAYOUTS)),
+    stride=st.integers(1, 2),
 )  # fmt: skip
-def test_random_problems(n, c, k, groups, h, w, taps, ph, pw, layout):
+def test_random_problems(n, c, k, groups, h, w, taps, ph, pw, layout, stride):
     h, w = max(h, taps), max(w, taps)
-    case = (n, c * groups, h, w, k * groups, taps, taps, (1, 1), (ph, pw), (1, 1), groups)
+    if stride == 2:
+        c, k = c + 20, k + 20
+    window = ((stride, stride), (ph, pw), (1, 1), groups)
+    case = (n, c * groups, h, w, k * groups, taps, taps, *window)
     compare_all(case, FLOAT, layout)
 
 

@@ -5,10 +5,25 @@
 // other way.
 namespace fastconv::FASTCONV_NS {
 
+// A window's divisor. NOTE a vector's division takes as long as ten additions; the reciprocal of a
+// power of two is exact, so there is one.
+template <class T>
+struct Divisor {
+  T value, inverse;  // 0: none that is exact
+
+  static Divisor make(double d) {
+    const int64_t whole = (int64_t)d;
+    return {(T)d, whole > 0 && (whole & (whole - 1)) == 0 ? T(1) / (T)d : T(0)};
+  }
+  FASTCONV_INLINE Vec<T> divide(Vec<T> total) const {
+    return inverse != 0 ? total * inverse : total / value;
+  }
+};
+
 // The means of U vectors of channels over rows x cols pixels; a partial sum is a row of a window.
 template <class S, int U>
 FASTCONV_INLINE void avg_window(const S* x, int64_t rows, int64_t row, int64_t cols, int64_t col,
-                                Compute<S> divisor, int64_t lanes, S* y) {
+                                Divisor<Compute<S>> divisor, int64_t lanes, S* y) {
   typedef Compute<S> T;
   constexpr int W = kW<T>;
   Vec<T> total[U] = {};
@@ -19,7 +34,7 @@ FASTCONV_INLINE void avg_window(const S* x, int64_t rows, int64_t row, int64_t c
       for (int u = 0; u < U; ++u) part[u] += load_lanes<S>(from + u * W, lanes);
     for (int u = 0; u < U; ++u) total[u] += part[u];
   }
-  for (int u = 0; u < U; ++u) store_lanes<S>(y + u * W, total[u] / divisor, lanes, 1);
+  for (int u = 0; u < U; ++u) store_lanes<S>(y + u * W, divisor.divide(total[u]), lanes, 1);
 }
 
 template <class S>
@@ -30,7 +45,7 @@ inline void avg_channels(const PoolJob& j, int64_t n, int64_t p) {
   const int64_t counted = count_of(j.p, j.p.rows, p), C = j.p.C;
   for (int64_t q = 0; q < j.p.cols.out; ++q) {
     const Range w = window_of(j.p.cols, q);
-    const T divisor = (T)divisor_of(j.p, counted, count_of(j.p, j.p.cols, q));
+    const auto divisor = Divisor<T>::make(divisor_of(j.p, counted, count_of(j.p, j.p.cols, q)));
     const S* x = at<S>(j.x, n, 0, h.first, w.first);
     S* y = at<S>(j.y, n, 0, p, q);
     const int64_t rows = h.last - h.first, cols = w.last - w.first;
@@ -43,16 +58,24 @@ inline void avg_channels(const PoolJob& j, int64_t n, int64_t p) {
   }
 }
 
-// to[i] += x[i * step]
+// A row of sums: of `count` rows of n elements, those `row` apart and these `step` apart.
 template <class S>
-FASTCONV_INLINE void add_row(Compute<S>* __restrict to, const S* __restrict x, int64_t n,
-                             int64_t step) {
+FASTCONV_INLINE void sum_rows(Compute<S>* to, const S* x, int64_t count, int64_t row, int64_t n,
+                              int64_t step) {
   typedef Compute<S> T;
   constexpr int W = kW<T>;
   int64_t i = 0;
-  if (step == 1)
-    for (; i + W <= n; i += W) store<T>(to + i, load<T>(to + i) + load_widened<S>(x + i));
-  for (; i < n; ++i) to[i] += widen(x[i * step]);
+  for (; step == 1 && i < n; i += W) {
+    const int64_t lanes = min64(W, n - i);
+    Vec<T> total = {};
+    for (int64_t r = 0; r < count; ++r) total += load_lanes<S>(x + r * row + i, lanes);
+    store_lanes<T>(to + i, total, lanes, 1);
+  }
+  for (; i < n; ++i) {
+    T total = 0;
+    for (int64_t r = 0; r < count; ++r) total += widen(x[r * row + i * step]);
+    to[i] = total;
+  }
 }
 
 // Scratch of a plane: rows of the input's side and of the output's, and what depends on a column
@@ -65,6 +88,7 @@ struct AvgPlane {
   T* split;        // [phases.size() + W] row split by phase
   T* outer;        // [left + span + W] of the output's side, zeros around
   T* counted;      // [Q + W] the column's factor of the divisor
+  double even;     // where it is the same for all columns; else 0
   Range* windows;  // [Q]
   int64_t total;   // bytes
 
@@ -89,7 +113,11 @@ struct AvgPlane {
     zero(row, counted - row);
     for (int64_t q = 0; q < p.cols.out + kW<T>; ++q)
       counted[q] = q < p.cols.out ? (T)count_of(p, p.cols, q) : T(1);
-    for (int64_t q = 0; q < p.cols.out; ++q) windows[q] = window_of(p.cols, q);
+    even = p.cols.out > 0 ? (double)counted[0] : 0;
+    for (int64_t q = 0; q < p.cols.out; ++q) {
+      windows[q] = window_of(p.cols, q);
+      if (counted[q] != counted[0]) even = 0;
+    }
   }
 
   // The divisors of columns q.. in a row of windows that counts `rows`.
@@ -122,9 +150,9 @@ inline void avg_plane(const PoolJob& j, const AvgPlane<Compute<S>>& a, int64_t n
   for (int64_t p = 0; p < rows.out; ++p) {
     const Range h = window_of(rows, p);
     const T counted = (T)count_of(j.p, rows, p);
-    zero(row, cols.in);
-    for (int64_t r = h.first; r < h.last; ++r)
-      add_row<S>(row, at<S>(j.x, n, c, r, 0), cols.in, j.x.stride[3]);
+    const auto even = Divisor<T>::make(j.p.divisor ? j.p.divisor : a.even * (double)counted);
+    sum_rows<S>(row, at<S>(j.x, n, c, h.first, 0), h.last - h.first, j.x.stride[2], cols.in,
+                j.x.stride[3]);
     if (cols.adaptive) {
       T* sums = a.outer;
       for (int64_t q = 0; q < cols.out; ++q) {
@@ -140,8 +168,8 @@ inline void avg_plane(const PoolJob& j, const AvgPlane<Compute<S>>& a, int64_t n
       for (int64_t phase = 0; !cols.adaptive && phase < min64(cols.stride, cols.k); ++phase)
         for (int64_t s = phase, shift = 0; s < cols.k; s += cols.stride, ++shift)
           total += load<T>(split + phase * a.phases.span + shift + q);
-      store_lanes<S>(at<S>(j.y, n, c, p, q), total / a.divisor(j.p, counted, q), lanes,
-                     j.y.stride[3]);
+      total = even.inverse != 0 ? total * even.inverse : total / a.divisor(j.p, counted, q);
+      store_lanes<S>(at<S>(j.y, n, c, p, q), total, lanes, j.y.stride[3]);
     });
   }
 }

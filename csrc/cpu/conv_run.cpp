@@ -149,7 +149,7 @@ Packing conv_packing(const TapConv& given, const PlanRow& row) {
     case Algorithm::winograd: {
       const WinogradBlocking b = winograd_blocking(job);
       return {
-          {algorithm, lanes, b.chunk, b.form.m_h, b.form.m_w, job.G, job.K, job.C, job.R, job.S},
+          {algorithm, lanes, b.chunk, b.form.m, b.form.stride, job.G, job.K, job.C, job.R, job.S},
           lanes * b.chunks * b.u_chunk};
     }
     default: {

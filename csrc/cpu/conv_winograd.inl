@@ -1,4 +1,4 @@
-// Winograd convolution of stride 1 (forward and input gradient), float arithmetic.
+// Winograd convolution (forward, and the input gradient of stride 1), float arithmetic.
 //
 //   for each block of tiles: V = transformed x, all channels
 //     for each panel of K: for each chunk of C: for each point: M += V * U, by register tiles
@@ -14,7 +14,7 @@ struct WinogradScratch {
 inline WinogradScratch winograd_scratch(const TapConv& job, const WinogradBlocking& b) {
   constexpr int W = kW<float>, L = kPanel<float>;
   const int64_t f = sizeof(float), tiles = b.most_tiles(), taps = job.R * job.S;
-  const int64_t outputs = tiles * b.form.m_h * b.form.m_w * L * f;
+  const int64_t outputs = tiles * b.form.m * b.form.m * L * f;
   const int64_t slab = winograd_slab(b);
   WinogradScratch s = {};
   s.m = s.v + b.form.points() * b.v_point * f;
@@ -43,12 +43,7 @@ inline void winograd_weights(const TapConv& job, const WinogradBlocking& b, int6
       for (int half = 0; half < L; half += W) {
         const float* from = packed + c * L + half;
         float* to = u + (c0 - first + c) * L + half;
-        if (b.form.taps == 5)
-          weight_tile<6, 5>(from, cn * L, to, b.u_point);
-        else if (b.form.points_h() == 6)
-          weight_tile<6, 3>(from, cn * L, to, b.u_point);
-        else
-          weight_tile<4, 3>(from, cn * L, to, b.u_point);
+        by_form(b.form, [&](auto f) { weight_tile<decltype(f)>(from, cn * L, to, b.u_point); });
       }
   }
 }
@@ -70,24 +65,24 @@ template <class S, class Job>
 inline void winograd_input(const Job& job, const WinogradBlocking& b, const TileBlock& t,
                            float* slab_data, float* v, int64_t begin, int64_t end) {
   constexpr int W = kW<float>;
-  const int64_t rows = t.rows.start(t.rows.count() - 1) + b.form.points_h();
-  const int64_t cols = t.cols.start(t.cols.count() - 1) + b.form.points_w();
+  const int64_t stride = b.form.stride;
+  const int64_t rows = t.rows.start(t.rows.count() - 1) * stride + b.form.side();
+  const int64_t cols = t.cols.start(t.cols.count() - 1) * stride + b.form.side();
   const int64_t tiles = t.tiles();
   const S* x_end = input_end<S>(job);
   const Slab<float> slab = {slab_data, 1, cols * W, W};
   for (int64_t cv = begin; cv < end; ++cv)
     for (int64_t n = 0; n < t.images; ++n) {
       const S* x = (const S*)job.x + (t.n0 + n) * job.xs[0] + (t.g * job.C + cv * W) * job.xs[1];
-      fill_slab<S>(slab, x, job.xs, min64(W, job.C - cv * W), job.H, job.W, t.p0 + job.rows.offset,
-                   rows, t.q0 + job.cols.offset, cols, x_end);
+      fill_slab<S>(slab, x, job.xs, min64(W, job.C - cv * W), job.H, job.W,
+                   t.p0 * stride + job.rows.offset, rows, t.q0 * stride + job.cols.offset, cols,
+                   x_end);
       for (int64_t i = 0; i < t.rows.count(); ++i)
         for (int64_t j = 0; j < t.cols.count(); ++j) {
-          const float* from = slab.data + t.rows.start(i) * slab.h + t.cols.start(j) * slab.w;
+          const float* from =
+              slab.data + (t.rows.start(i) * slab.h + t.cols.start(j) * slab.w) * stride;
           float* to = v + (cv * tiles + t.index(n, i, j)) * W;
-          if (b.form.points_h() == 6)
-            input_tile<6>(from, slab.h, to, b.v_point);
-          else
-            input_tile<4>(from, slab.h, to, b.v_point);
+          by_form(b.form, [&](auto f) { input_tile<decltype(f)>(from, slab.h, to, b.v_point); });
         }
     }
 }
@@ -113,12 +108,12 @@ inline void winograd_multiply(const TapConv& job, const WinogradBlocking& b, con
   for (int64_t c = c0; c < last; c += W) runs[run_count++] = {c * tiles, 1, min64(W, last - c)};
   uint32_t ran = 0;
   TilePanels<float> at = to;
-  for (int64_t xi = 0; xi < b.form.points(); ++xi) {
-    const bool last_h = xi / b.form.points_w() == b.form.points_h() - 1;
-    const bool last_w = xi % b.form.points_w() == b.form.points_w() - 1;
+  for (int xi = 0; xi < b.form.points(); ++xi) {
+    const bool last_h = xi / b.form.side() == b.form.side() - 1;
+    const bool last_w = xi % b.form.side() == b.form.side() - 1;
     const int64_t begin = t.begin(last_h, last_w), n = t.end(last_h, last_w) - begin;
     const int64_t groups = ceil_div(n, kTile);
-    at.w = to.w + xi * b.u_point, at.acc = to.acc + xi * b.m_point;
+    at.w = to.w + b.form.weight_of(xi) * b.u_point, at.acc = to.acc + xi * b.m_point;
     // Weights of the next point, a share per tile.
     const char* next = (const char*)(at.w + b.u_point);
     const int64_t lines = b.prefetch && xi + 1 < b.form.points() ? ceil_div(b.u_point, 16) : 0;
@@ -145,15 +140,15 @@ inline void winograd_again(const TapConv& job, const WinogradBlocking& b, const 
   Run* runs = (Run*)((char*)scratch + at.runs);
   const char* bad = (const char*)scratch + at.bad;
   const int64_t P = t.rows.outputs, Q = t.cols.outputs;
-  const int64_t rows = P + job.R - 1, cols = Q + job.S - 1;
+  const int64_t rows = (P - 1) * job.stride_h + job.R, cols = (Q - 1) * job.stride_w + job.S;
   const S* x_end = input_end<S>(job);
   for (int64_t n = 0; n < t.images; ++n) {
     for (int64_t c0 = 0; c0 < job.C; c0 += W) {
       const int64_t cn = min64(W, job.C - c0);
       const Slab<float> slab = make_slab((float*)((char*)scratch + at.slab), cn, rows, cols, false);
       fill_slab<S>(slab, (const S*)job.x + (t.n0 + n) * job.xs[0] + (t.g * job.C + c0) * job.xs[1],
-                   job.xs, cn, job.H, job.W, t.p0 + job.rows.offset, rows, t.q0 + job.cols.offset,
-                   cols, x_end);
+                   job.xs, cn, job.H, job.W, t.p0 * job.stride_h + job.rows.offset, rows,
+                   t.q0 * job.stride_w + job.cols.offset, cols, x_end);
       pack_weights<S>(job, {t.g, panel, c0, cn}, weights);
       const int64_t run_count = make_runs(job, slab, 0, cn, runs);
       const int vectors = tile_vectors<float>(min64(L, job.K - panel * L));
@@ -186,12 +181,9 @@ inline bool winograd_outputs(const WinogradBlocking& b, const TileBlock& t, cons
         Lane sum = {};
         for (int half = 0; half < lanes; half += W) {
           const float* from = m + tile * L + half;
-          if (b.form.points_h() == 4)
-            sum += output_tile<4, 2>(from, b.m_point, to + half, Q * L, L, rows, cols);
-          else if (b.form.m_h == 4)
-            sum += output_tile<6, 4>(from, b.m_point, to + half, Q * L, L, rows, cols);
-          else
-            sum += output_tile<6, 2>(from, b.m_point, to + half, Q * L, L, rows, cols);
+          sum += by_form(b.form, [&](auto f) {
+            return output_tile<decltype(f)>(from, b.m_point, to + half, Q * L, L, rows, cols);
+          });
         }
         bad[tile] = !__builtin_isfinite(FASTCONV_NS::sum<float>(sum));
         any |= bad[tile];

@@ -195,14 +195,28 @@ FASTCONV_INLINE void store_alternate(T* p, Vec<T> v) {
   store<T>(p + W - 1, select<T>(even, load<T>(p + W - 1), hi));
 }
 
-// The first `lanes` of a vector; the others are zero.
+#if defined(__AVX512F__)
+constexpr bool kMasks = true;  // parts of vectors cost what whole ones do
+#else
+constexpr bool kMasks = false;
+#endif
+
+// The first `lanes` of a vector; the others are zero. What lies past them is not touched.
 template <class S>
 FASTCONV_INLINE Vec<Compute<S>> load_lanes(const S* p, int64_t lanes) {
   constexpr int W = kW<Compute<S>>;
   if (lanes == W) return load_widened<S>(p);
+#if defined(__AVX512F__)
+  const uint32_t mask = (1u << lanes) - 1;
+  if constexpr (sizeof(S) == 8) return (Vec<S>)_mm512_maskz_loadu_pd((__mmask8)mask, p);
+  if constexpr (sizeof(S) == 4) return (Vec<S>)_mm512_maskz_loadu_ps((__mmask16)mask, p);
+  if constexpr (sizeof(S) == 2)
+    return widen(S{}, (Halves)_mm256_maskz_loadu_epi16((__mmask16)mask, p));
+#else
   S buffer[W] = {};
-  for (int64_t i = 0; i < lanes; ++i) buffer[i] = p[i];
+  copy_short<W / 2>(buffer, p, lanes);
   return load_widened<S>(buffer);
+#endif
 }
 template <class S>
 FASTCONV_INLINE void store_lanes(S* p, Vec<Compute<S>> v, int64_t lanes, int64_t step) {
@@ -210,6 +224,15 @@ FASTCONV_INLINE void store_lanes(S* p, Vec<Compute<S>> v, int64_t lanes, int64_t
   if (lanes == W && step == 1) return store_narrowed<S>(p, v);
   if constexpr (sizeof(S) == sizeof(Compute<S>) && W >= 4)
     if (lanes == W && step == 2) return store_alternate<S>(p, v);
+#if defined(__AVX512F__)
+  if (step == 1) {
+    const uint32_t mask = (1u << lanes) - 1;
+    if constexpr (sizeof(S) == 8) return _mm512_mask_storeu_pd(p, (__mmask8)mask, (__m512d)v);
+    if constexpr (sizeof(S) == 4) return _mm512_mask_storeu_ps(p, (__mmask16)mask, (__m512)v);
+    if constexpr (sizeof(S) == 2)
+      return _mm256_mask_storeu_epi16(p, (__mmask16)mask, (__m256i)narrow(S{}, v));
+  }
+#endif
   S buffer[W];
   store_narrowed<S>(buffer, v);
   if (step == 1)

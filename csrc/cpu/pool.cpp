@@ -9,7 +9,7 @@ struct Cpu {
   static void run(PoolKernel kernel, const PoolJob& job, const Tensor&) {
     const KernelTable& kernels = cpu_kernels();
     switch (kernel) {
-      case PoolKernel::max: return run(job, kernels.max_pool_run);
+      case PoolKernel::max: check_places(job); return run(job, kernels.max_pool_run);
       case PoolKernel::max_grad: return run(job, kernels.max_pool_grad_run);
       case PoolKernel::avg: return run(job, kernels.avg_pool_run);
       case PoolKernel::avg_grad: return run(job, kernels.avg_pool_grad_run);
@@ -18,6 +18,16 @@ struct Cpu {
             job.p.N * job.p.rows.out, 40.0 * job.p.N * job.p.C * job.p.rows.out * job.p.cols.out,
             [&](int64_t begin, int64_t end) { kernels.max_pool_gather_run(job, begin, end); });
     }
+  }
+
+  // The kernel counts places from a window's first tap on in 32 bits.
+  static void check_places(const PoolJob& job) {
+    const PoolAxis &rows = job.p.rows, &cols = job.p.cols;
+    const int64_t last = (rows.k - 1) * rows.dil * cols.in + (cols.k - 1) * cols.dil;
+    check(
+        job.index_type != IndexType::flat64 || last <= INT32_MAX,
+        "max_pool2d: a window that spans more than 2^31 - 1 places of a plane has no indices, got ",
+        "kernel_size=(", rows.k, ", ", cols.k, ") with rows of ", cols.in);
   }
 
   using Run = void (*)(const PoolJob&, void* scratch, int64_t begin, int64_t end);

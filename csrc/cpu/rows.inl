@@ -25,13 +25,22 @@ inline double sum_run(const S* x, int64_t n) {
   return total;
 }
 
+// n elements that are read soon; an address beyond the tensor does no harm.
+template <class S>
+inline void prefetch_row(const S* x, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / (int64_t)sizeof(S)) __builtin_prefetch(x + i);
+}
+
 // A row whose columns are split by phase (column mod stride): the columns that one tap of a window
 // reads lie side by side.
 struct Phases {
   int64_t stride, span;  // elements of a phase
 
   int64_t size() const { return stride * span; }
-  int64_t at(int64_t column) const { return column % stride * span + column / stride; }
+  int64_t at(int64_t column) const {
+    if (stride == 2) return (column & 1) * span + (column >> 1);  // without a division
+    return column % stride * span + column / stride;
+  }
 };
 
 // Columns [first, first + n) of a split row from src.
@@ -49,7 +58,13 @@ inline void split_row(const Phases& to, Compute<S>* dst, int64_t first, const S*
       store<T>(even + i / 2, e);
       store<T>(odd + i / 2, o);
     }
-    for (; i < n; ++i) dst[to.at(first + i)] = widen(src[i]);
+    if (i < n) {
+      const int64_t left = n - i, low = min64(left, W);
+      Vec<T> e, o;
+      deinterleave<T>(load_lanes<S>(src + i, low), load_lanes<S>(src + i + low, left - low), e, o);
+      store_lanes<T>(even + i / 2, e, (left + 1) / 2, 1);
+      store_lanes<T>(odd + i / 2, o, left / 2, 1);
+    }
     return;
   }
   for (int64_t i = 0; i < min64(to.stride, n); ++i)

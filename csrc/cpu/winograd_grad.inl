@@ -64,12 +64,9 @@ inline void winograd_grad_inputs(const WeightGrad& job, const WinogradBlocking& 
           const float* from = slab.data + t.rows.start(i) * slab.h + t.cols.start(j) * slab.w;
           float* tile = to + t.index(n, i, j) * L;
           const int64_t rows = t.rows.size(i), cols = t.cols.size(j);
-          if (b.form.points_h() == 4)
-            grad_tile<4, 2>(from, slab.h, rows, cols, tile, b.a_point);
-          else if (b.form.m_h == 4)
-            grad_tile<6, 4>(from, slab.h, rows, cols, tile, b.a_point);
-          else
-            grad_tile<6, 2>(from, slab.h, rows, cols, tile, b.a_point);
+          by_form(b.form, [&](auto f) {
+            grad_tile<decltype(f)>(from, slab.h, rows, cols, tile, b.a_point);
+          });
         }
     }
   }
@@ -88,19 +85,23 @@ inline void winograd_grad_multiply(const WeightGrad& job, const WinogradBlocking
     const TileBlock t = tile_block(job, b, first + at);
     if (t.g != g) continue;
     const bool first_of_group = t.n0 == 0 && t.p0 == 0 && t.q0 == 0;
-    for (int64_t xi = 0; xi < points; ++xi) {
-      const bool last_h = xi / b.form.points_w() == b.form.points_h() - 1;
-      const bool last_w = xi % b.form.points_w() == b.form.points_w() - 1;
+    for (int xi = 0, seen = 0; xi < points; ++xi) {
+      const bool last_h = xi / b.form.side() == b.form.side() - 1;
+      const bool last_w = xi % b.form.side() == b.form.side() - 1;
+      // Points that share a weight share its sum; the first one of all starts it.
+      const int weight = b.form.weight_of(xi);
+      const bool starts = first_of_group && weight == seen;
+      if (weight == seen) ++seen;
       const int64_t begin = t.begin(last_h, last_w);
       const Run run = {begin * W, W, t.end(last_h, last_w) - begin};
       if (run.count <= 0) {
-        for (int i = 0; first_of_group && i < (vectors + 1) / 2; ++i)
-          zero(z + (i * points + xi) * b.m_point, cn * L);
+        for (int i = 0; starts && i < (vectors + 1) / 2; ++i)
+          zero(z + (i * points + weight) * b.m_point, cn * L);
         continue;
       }
       const float* w = a + ((at * panels + panel) * points + xi) * b.a_point + begin * L;
       const float* from = v + (at * points + xi) * b.v_point;
-      const TilePanels<float> to = {vectors, w, points * b.a_point, z + xi * b.m_point,
+      const TilePanels<float> to = {vectors, w, points * b.a_point, z + weight * b.m_point,
                                     points * b.m_point};
       const int64_t groups = ceil_div(cn, kTile);
       for (int64_t group = 0; group < groups; ++group) {
@@ -108,7 +109,7 @@ inline void winograd_grad_multiply(const WeightGrad& job, const WinogradBlocking
         const float* x[kTile];
         for (int64_t c = low; c < high; ++c)
           x[c - low] = from + (c0 + c) / W * t.tiles() * W + (c0 + c) % W;
-        fma_tile<float>((int)(high - low), x, &run, 1, to, low * L, !first_of_group);
+        fma_tile<float>((int)(high - low), x, &run, 1, to, low * L, !starts);
         ran |= 1u << (high - low - 1);
       }
     }
@@ -127,12 +128,7 @@ inline bool winograd_grad_taps(const WeightGrad& job, const WinogradBlocking& b,
     for (int half = 0; half < lanes; half += W) {
       const float* from = z + c * L + half;
       float* to = taps + c * kernel * L + half;
-      if (b.form.taps == 5)
-        sum += tap_tile<6, 5>(from, b.m_point, to, L);
-      else if (b.form.points_h() == 6)
-        sum += tap_tile<6, 3>(from, b.m_point, to, L);
-      else
-        sum += tap_tile<4, 3>(from, b.m_point, to, L);
+      sum += by_form(b.form, [&](auto f) { return tap_tile<decltype(f)>(from, b.m_point, to, L); });
     }
   // Lanes that the panel has beyond K hold anything, but none of it is stored.
   if (lanes < L || !__builtin_isfinite(FASTCONV_NS::sum<float>(sum)))

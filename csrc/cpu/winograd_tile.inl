@@ -5,7 +5,7 @@
 //   weights  u_p = sum_r g_r p^r / prod_{q != p} (p - q)  u_inf = g_{r-1}
 //   outputs  y_i = sum_p m_p p^i                         y_{m-1} also takes m_inf
 // The weight gradient takes the transposes: output gradients to points, and points to taps.
-// Points: 0, a, -a, b, -b, infinity where there are six; 0, 1, -1, infinity where there are four.
+// Points: 0, a, -a, b, -b or 0, 1, -1, and infinity.
 namespace fastconv::FASTCONV_NS {
 
 typedef Vec<float> Lane;
@@ -13,13 +13,32 @@ constexpr float kA = 0.625f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB;
 constexpr float kNorm0 = 1 / (kA2 * kB2);  // 1 / prod (p - q) of 0, +-a, +-b
 constexpr float kNormA = 1 / (2 * kA2 * (kA2 - kB2)), kNormB = 1 / (2 * kB2 * (kB2 - kA2));
 
-template <int kPoints>
-FASTCONV_INLINE void input_axis(const Lane* d, Lane* v) {
-  if constexpr (kPoints == 4) {
+// A form known when compiled; see WinogradForm. Of stride 1 its points are kFinite ones and
+// infinity, of stride 2 kFinite ones of the even inputs and kM of the odd ones.
+template <int kM_, int kTaps_, int kStride_>
+struct Form {
+  static constexpr int kM = kM_, kTaps = kTaps_, kStride = kStride_;
+  static constexpr int kPoints = (kM - 1) * kStride + kTaps;
+  static constexpr int kFinite = kStride == 1 ? kPoints - 1 : kM + 1;
+  static constexpr int kWeights = kStride == 1 ? kPoints : kM + 2;
+};
+
+// Calls f with the form.
+template <class F>
+FASTCONV_INLINE auto by_form(const WinogradForm& form, F f) {
+  if (form.stride == 2 && form.m == 4) return f(Form<4, 3, 2>{});
+  if (form.stride == 2) return f(Form<2, 3, 2>{});
+  if (form.taps == 5) return f(Form<2, 5, 1>{});
+  return form.m == 4 ? f(Form<4, 3, 1>{}) : f(Form<2, 3, 1>{});
+}
+
+// Inputs to finite points.
+template <int kFinite>
+FASTCONV_INLINE void finite_inputs(const Lane* d, Lane* v) {
+  if constexpr (kFinite == 3) {
     v[0] = d[2] - d[0];
     v[1] = d[2] + d[1];
     v[2] = d[2] - d[1];
-    v[3] = d[3] - d[1];
   } else {
     const Lane even_a = d[4] - kB2 * d[2], odd_a = d[3] - kB2 * d[1];
     const Lane even_b = d[4] - kA2 * d[2], odd_b = d[3] - kA2 * d[1];
@@ -28,20 +47,36 @@ FASTCONV_INLINE void input_axis(const Lane* d, Lane* v) {
     v[2] = even_a - kA * odd_a;
     v[3] = even_b + kB * odd_b;
     v[4] = even_b - kB * odd_b;
-    v[5] = d[5] - (kA2 + kB2) * d[3] + (kA2 * kB2) * d[1];
   }
 }
 
-template <int kPoints, int kTaps>
-FASTCONV_INLINE void weight_axis(const Lane* g, Lane* u) {
-  if constexpr (kPoints == 4) {
-    const Lane even = (g[0] + g[2]) * 0.5f, odd = g[1] * 0.5f;
+template <class F>
+FASTCONV_INLINE void input_axis(const Lane* d, Lane* v) {
+  if constexpr (F::kStride == 2) {
+    Lane even[F::kFinite];
+    for (int i = 0; i < F::kFinite; ++i) even[i] = d[2 * i];
+    finite_inputs<F::kFinite>(even, v);
+    for (int i = 0; i < F::kM; ++i) v[F::kFinite + i] = d[2 * i + 1];
+  } else {
+    finite_inputs<F::kFinite>(d, v);
+    if constexpr (F::kFinite == 3)
+      v[3] = d[3] - d[1];
+    else
+      v[5] = d[5] - (kA2 + kB2) * d[3] + (kA2 * kB2) * d[1];
+  }
+}
+
+// kTaps taps to finite points.
+template <int kFinite, int kTaps>
+FASTCONV_INLINE void finite_weights(const Lane* g, Lane* u) {
+  if constexpr (kFinite == 3) {
+    const Lane even = (kTaps == 3 ? g[0] + g[2] : g[0]) * 0.5f, odd = g[1] * 0.5f;
     u[0] = -g[0];
     u[1] = even + odd;
     u[2] = even - odd;
-    u[3] = g[2];
   } else {
-    Lane even_a = g[0] + kA2 * g[2], odd_a = g[1], even_b = g[0] + kB2 * g[2], odd_b = g[1];
+    Lane even_a = g[0], odd_a = g[1], even_b = g[0], odd_b = g[1];
+    if constexpr (kTaps >= 3) even_a += kA2 * g[2], even_b += kB2 * g[2];
     if constexpr (kTaps == 5) {
       even_a += (kA2 * kA2) * g[4], odd_a += kA2 * g[3];
       even_b += (kB2 * kB2) * g[4], odd_b += kB2 * g[3];
@@ -51,15 +86,27 @@ FASTCONV_INLINE void weight_axis(const Lane* g, Lane* u) {
     u[2] = kNormA * (even_a - kA * odd_a);
     u[3] = kNormB * (even_b + kB * odd_b);
     u[4] = kNormB * (even_b - kB * odd_b);
-    u[5] = g[kTaps - 1];
   }
 }
 
-template <int kPoints, int kM>
-FASTCONV_INLINE void output_axis(const Lane* m, Lane* y) {
-  if constexpr (kPoints == 4) {
+template <class F>
+FASTCONV_INLINE void weight_axis(const Lane* g, Lane* u) {
+  if constexpr (F::kStride == 2) {
+    const Lane even[2] = {g[0], g[2]};
+    finite_weights<F::kFinite, 2>(even, u);
+    u[F::kFinite] = g[1];
+  } else {
+    finite_weights<F::kFinite, F::kTaps>(g, u);
+    u[F::kFinite] = g[F::kTaps - 1];
+  }
+}
+
+// Finite points to kM outputs.
+template <int kFinite, int kM>
+FASTCONV_INLINE void finite_outputs(const Lane* m, Lane* y) {
+  if constexpr (kFinite == 3) {
     y[0] = m[0] + (m[1] + m[2]);
-    y[1] = (m[1] - m[2]) + m[3];
+    y[1] = m[1] - m[2];
   } else {
     const Lane even_a = m[1] + m[2], odd_a = m[1] - m[2];
     const Lane even_b = m[3] + m[4], odd_b = m[3] - m[4];
@@ -69,20 +116,28 @@ FASTCONV_INLINE void output_axis(const Lane* m, Lane* y) {
       y[2] = kA2 * even_a + kB2 * even_b;
       y[3] = kA2 * kA * odd_a + kB2 * kB * odd_b;
     }
-    y[kM - 1] += m[5];
   }
 }
 
+template <class F>
+FASTCONV_INLINE void output_axis(const Lane* m, Lane* y) {
+  finite_outputs<F::kFinite, F::kM>(m, y);
+  if constexpr (F::kStride == 2)
+    for (int i = 0; i < F::kM; ++i) y[i] += m[F::kFinite + i];
+  else
+    y[F::kM - 1] += m[F::kFinite];
+}
+
 // The transpose of output_axis.
-template <int kPoints, int kM>
+template <class F>
 FASTCONV_INLINE void grad_axis(const Lane* y, Lane* v) {
   v[0] = y[0];
-  if constexpr (kPoints == 4) {
+  if constexpr (F::kFinite == 3) {
     v[1] = y[0] + y[1];
     v[2] = y[0] - y[1];
   } else {
     Lane even_a = y[0], odd_a = kA * y[1], even_b = y[0], odd_b = kB * y[1];
-    if constexpr (kM == 4) {
+    if constexpr (F::kM == 4) {
       even_a += kA2 * y[2], odd_a += kA2 * kA * y[3];
       even_b += kB2 * y[2], odd_b += kB2 * kB * y[3];
     }
@@ -91,88 +146,106 @@ FASTCONV_INLINE void grad_axis(const Lane* y, Lane* v) {
     v[3] = even_b + odd_b;
     v[4] = even_b - odd_b;
   }
-  v[kPoints - 1] = y[kM - 1];
+  if constexpr (F::kStride == 2)
+    for (int i = 0; i < F::kM; ++i) v[F::kFinite + i] = y[i];
+  else
+    v[F::kFinite] = y[F::kM - 1];
 }
 
-// The transpose of weight_axis.
-template <int kPoints, int kTaps>
-FASTCONV_INLINE void tap_axis(const Lane* z, Lane* g) {
-  if constexpr (kPoints == 4) {
+// The transpose of finite_weights.
+template <int kFinite, int kTaps>
+FASTCONV_INLINE void finite_taps(const Lane* z, Lane* g) {
+  if constexpr (kFinite == 3) {
     const Lane even = 0.5f * (z[1] + z[2]);
     g[0] = even - z[0];
     g[1] = 0.5f * (z[1] - z[2]);
-    g[2] = even + z[3];
+    if constexpr (kTaps == 3) g[2] = even;
   } else {
     const Lane even_a = kNormA * (z[1] + z[2]), odd_a = (kNormA * kA) * (z[1] - z[2]);
     const Lane even_b = kNormB * (z[3] + z[4]), odd_b = (kNormB * kB) * (z[3] - z[4]);
     g[0] = kNorm0 * z[0] + (even_a + even_b);
     g[1] = odd_a + odd_b;
-    g[2] = kA2 * even_a + kB2 * even_b;
+    if constexpr (kTaps >= 3) g[2] = kA2 * even_a + kB2 * even_b;
     if constexpr (kTaps == 5) {
       g[3] = kA2 * odd_a + kB2 * odd_b;
       g[4] = (kA2 * kA2) * even_a + (kB2 * kB2) * even_b;
     }
-    g[kTaps - 1] += z[5];
+  }
+}
+
+// The transpose of weight_axis.
+template <class F>
+FASTCONV_INLINE void tap_axis(const Lane* z, Lane* g) {
+  if constexpr (F::kStride == 2) {
+    Lane even[2];
+    finite_taps<F::kFinite, 2>(z, even);
+    g[0] = even[0], g[1] = z[F::kFinite], g[2] = even[1];
+  } else {
+    finite_taps<F::kFinite, F::kTaps>(z, g);
+    g[F::kTaps - 1] += z[F::kFinite];
   }
 }
 
 // One tile of inputs, W channels: d[i * row + j * W] to v[(i * points + j) * point].
-template <int kPoints>
+template <class F>
 inline void input_tile(const float* d, int64_t row, float* v, int64_t point) {
+  constexpr int kPoints = F::kPoints;
   constexpr int W = kW<float>;
   Lane half[kPoints][kPoints];
-#pragma GCC unroll 6
+#pragma GCC unroll 9
   for (int j = 0; j < kPoints; ++j) {
     Lane in[kPoints], out[kPoints];
-#pragma GCC unroll 6
+#pragma GCC unroll 9
     for (int i = 0; i < kPoints; ++i) in[i] = load<float>(d + i * row + j * W);
-    input_axis<kPoints>(in, out);
-#pragma GCC unroll 6
+    input_axis<F>(in, out);
+#pragma GCC unroll 9
     for (int i = 0; i < kPoints; ++i) half[i][j] = out[i];
   }
-#pragma GCC unroll 6
+#pragma GCC unroll 9
   for (int i = 0; i < kPoints; ++i) {
     Lane out[kPoints];
-    input_axis<kPoints>(half[i], out);
-#pragma GCC unroll 6
+    input_axis<F>(half[i], out);
+#pragma GCC unroll 9
     for (int j = 0; j < kPoints; ++j) store<float>(v + (i * kPoints + j) * point, out[j]);
   }
 }
 
 // The weights of W output channels and one input channel: g[tap * step] to u[xi * point].
-template <int kPoints, int kTaps>
+template <class F>
 inline void weight_tile(const float* g, int64_t step, float* u, int64_t point) {
+  constexpr int kPoints = F::kWeights, kTaps = F::kTaps;
   Lane half[kPoints][kTaps];
 #pragma GCC unroll 5
   for (int s = 0; s < kTaps; ++s) {
     Lane in[kTaps], out[kPoints];
 #pragma GCC unroll 5
     for (int r = 0; r < kTaps; ++r) in[r] = load<float>(g + (r * kTaps + s) * step);
-    weight_axis<kPoints, kTaps>(in, out);
-#pragma GCC unroll 6
+    weight_axis<F>(in, out);
+#pragma GCC unroll 9
     for (int i = 0; i < kPoints; ++i) half[i][s] = out[i];
   }
-#pragma GCC unroll 6
+#pragma GCC unroll 9
   for (int i = 0; i < kPoints; ++i) {
     Lane out[kPoints];
-    weight_axis<kPoints, kTaps>(half[i], out);
-#pragma GCC unroll 6
+    weight_axis<F>(half[i], out);
+#pragma GCC unroll 9
     for (int j = 0; j < kPoints; ++j) store<float>(u + (i * kPoints + j) * point, out[j]);
   }
 }
 
 // One tile of outputs, W channels: m[xi * point] to the first rows x cols of y[i * row + j * col].
 // Returns the sum of those: not finite where one of them is not.
-template <int kPoints, int kM>
+template <class F>
 inline Lane output_tile(const float* m, int64_t point, float* y, int64_t row, int64_t col,
                         int64_t rows, int64_t cols) {
+  constexpr int kPoints = F::kPoints, kM = F::kM;
   Lane half[kM][kPoints], sum = {};
-#pragma GCC unroll 6
+#pragma GCC unroll 9
   for (int j = 0; j < kPoints; ++j) {
     Lane in[kPoints], out[kM];
-#pragma GCC unroll 6
+#pragma GCC unroll 9
     for (int i = 0; i < kPoints; ++i) in[i] = load<float>(m + (i * kPoints + j) * point);
-    output_axis<kPoints, kM>(in, out);
+    output_axis<F>(in, out);
 #pragma GCC unroll 4
     for (int i = 0; i < kM; ++i) half[i][j] = out[i];
   }
@@ -180,7 +253,7 @@ inline Lane output_tile(const float* m, int64_t point, float* y, int64_t row, in
   for (int i = 0; i < kM; ++i) {
     if (i >= rows) break;
     Lane out[kM];
-    output_axis<kPoints, kM>(half[i], out);
+    output_axis<F>(half[i], out);
 #pragma GCC unroll 4
     for (int j = 0; j < kM; ++j) {
       if (j >= cols) break;
@@ -193,9 +266,10 @@ inline Lane output_tile(const float* m, int64_t point, float* y, int64_t row, in
 
 // One tile of output gradients, of which rows x cols are there: d[i * row + j * W] to
 // v[xi * point].
-template <int kPoints, int kM>
+template <class F>
 inline void grad_tile(const float* d, int64_t row, int64_t rows, int64_t cols, float* v,
                       int64_t point) {
+  constexpr int kPoints = F::kPoints, kM = F::kM;
   constexpr int W = kW<float>;
   Lane half[kPoints][kM];
 #pragma GCC unroll 4
@@ -204,37 +278,38 @@ inline void grad_tile(const float* d, int64_t row, int64_t rows, int64_t cols, f
 #pragma GCC unroll 4
     for (int i = 0; i < kM; ++i)
       in[i] = i < rows && j < cols ? load<float>(d + i * row + j * W) : Lane{};
-    grad_axis<kPoints, kM>(in, out);
-#pragma GCC unroll 6
+    grad_axis<F>(in, out);
+#pragma GCC unroll 9
     for (int i = 0; i < kPoints; ++i) half[i][j] = out[i];
   }
-#pragma GCC unroll 6
+#pragma GCC unroll 9
   for (int i = 0; i < kPoints; ++i) {
     Lane out[kPoints];
-    grad_axis<kPoints, kM>(half[i], out);
-#pragma GCC unroll 6
+    grad_axis<F>(half[i], out);
+#pragma GCC unroll 9
     for (int j = 0; j < kPoints; ++j) store<float>(v + (i * kPoints + j) * point, out[j]);
   }
 }
 
 // Sums over tiles, z[xi * point], to the gradient of W output channels, g[tap * step]. Returns the
 // sum of those.
-template <int kPoints, int kTaps>
+template <class F>
 inline Lane tap_tile(const float* z, int64_t point, float* g, int64_t step) {
+  constexpr int kPoints = F::kWeights, kTaps = F::kTaps;
   Lane half[kTaps][kPoints], sum = {};
-#pragma GCC unroll 6
+#pragma GCC unroll 9
   for (int j = 0; j < kPoints; ++j) {
     Lane in[kPoints], out[kTaps];
-#pragma GCC unroll 6
+#pragma GCC unroll 9
     for (int i = 0; i < kPoints; ++i) in[i] = load<float>(z + (i * kPoints + j) * point);
-    tap_axis<kPoints, kTaps>(in, out);
+    tap_axis<F>(in, out);
 #pragma GCC unroll 5
     for (int i = 0; i < kTaps; ++i) half[i][j] = out[i];
   }
 #pragma GCC unroll 5
   for (int i = 0; i < kTaps; ++i) {
     Lane out[kTaps];
-    tap_axis<kPoints, kTaps>(half[i], out);
+    tap_axis<F>(half[i], out);
 #pragma GCC unroll 5
     for (int j = 0; j < kTaps; ++j) {
       store<float>(g + (i * kTaps + j) * step, out[j]);
