@@ -26,7 +26,7 @@ from emulator.ops import emulated_cuda
 
 import fastconv
 from fastconv.cli import main
-from fastconv.cli.emulated import PARTS, compare_part
+from fastconv.cli.emulated import PARTS, both_ways, compare_part
 from fastconv.testing.compare import assert_good
 
 
@@ -135,11 +135,26 @@ def test_no_memory_but_the_output_and_split_k(tmp_path):
             assert used == y.nbytes and "add_splits" not in log
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("part", PARTS)
-def test_networks(part, dtype):
-    row = compare_part(part, dtype, seed=0, emulated=emulated_cuda)
+def test_networks(part, dtype, memory_format):
+    """LeNet whole and a block of each other network: outputs and every gradient."""
+    row = compare_part(part, dtype, 0, emulated_cuda, memory_format)
     assert row.ok, row.failures
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_block_repeats_to_the_bit_whatever_the_order_of_threads(dtype):
+    """Forward and backward; a race, or a sum in the order of arrival, would show."""
+    builder, size = PARTS["resnet Bottleneck"]
+    part, x = builder(fastconv.nn).to(dtype), torch.randn(size).to(dtype)
+    first = None
+    for order, seed in (("ascending", 1), ("descending", 1), ("random", 1), ("random", 2)):
+        with emulated_cuda(order=order, seed=seed):
+            results = both_ways(part, x, torch.ones(1, 128, 5, 4, dtype=dtype))
+        first = first or results
+        assert all(torch.equal(results[name], first[name]) for name in first)
 
 
 def test_validate_offers_the_emulator(capsys, monkeypatch, tmp_path):
@@ -157,3 +172,12 @@ def test_a_wrong_kernel_fails_the_part(monkeypatch):
     right = fastconv.nn.Conv2d.forward
     monkeypatch.setattr(fastconv.nn.Conv2d, "forward", lambda *a, **k: right(*a, **k) * (1 + 1e-3))
     assert not compare_part("nin block", torch.float32, seed=0, emulated=emulated_cuda).ok
+
+
+@pytest.mark.parametrize("gradient", ["input", "weight", "bias"])
+def test_a_wrong_gradient_fails_the_part(monkeypatch, gradient):
+    name = f"_conv2d_{gradient}_grad"
+    right = getattr(fastconv.ops.conv, name)
+    monkeypatch.setattr(fastconv.ops.conv, name, lambda *a: right(*a) * (1 + 1e-3))
+    row = compare_part("lenet", torch.float32, seed=0, emulated=emulated_cuda)
+    assert row.failures and all(".grad: relative rms error" in each for each in row.failures)

@@ -34,6 +34,7 @@ TIMING_ROUNDS, TIMING_SECONDS = 3, 1.0
 PIECE = 1 << 22  # elements
 
 Results = dict[str, Tensor]
+Step = Callable[..., Results]
 
 
 @dataclass
@@ -167,21 +168,18 @@ def compare_networks(
     """
     row = Row("network", title or name, size_name(pictures.shape), dtype_name(dtype))
 
-    def make(layers, state: Mapping[str, Tensor] | None, dtype: torch.dtype) -> nn.Module:
-        network = build(name, arguments, layers)
-        if state is not None:
-            network.load_state_dict(state)
-        return network.to(pictures.device, dtype)
+    def make(layers, dtype: torch.dtype) -> nn.Module:
+        return build(name, arguments, layers).to(pictures.device, dtype)
 
     try:
         torch.manual_seed(seed)
-        twin = make(torch_layers, weights, dtype)
-        start = {key: value.clone() for key, value in twin.state_dict().items()}
+        twin, network = make(torch_layers, dtype), make(fastconv.nn, dtype)
+        if weights is not None:
+            twin.load_state_dict(weights)
         row.parameters = sum(p.numel() for p in twin.parameters())
-        exact = make(torch_layers, start, torch.float64)
-        network = make(fastconv.nn, start, dtype)
         inputs = (pictures.to(dtype), labels)
-        _compare_steps(row, twin, network, exact, inputs, start, seed)
+        networks = (twin, network, make(torch_layers, torch.float64))
+        compare_steps(row, networks, inputs, seed, training_step, forward)
         if timed:
             row.torch_ms, row.fastconv_ms = milliseconds(
                 lambda: training_step(twin, *inputs), lambda: training_step(network, *inputs)
@@ -191,27 +189,38 @@ def compare_networks(
     return row
 
 
-def _compare_steps(
+def compare_steps(
     row: Row,
-    twin: nn.Module,
-    network: nn.Module,
-    exact: nn.Module,
-    inputs: tuple[Tensor, Tensor],
-    start: Mapping[str, Tensor],
+    networks: tuple[nn.Module, nn.Module, nn.Module],
+    inputs: tuple[Tensor, ...],
     seed: int,
+    step: Step,
+    forward: Callable[..., tuple[Results, Tensor]],
+    own_step: Step | None = None,
 ) -> None:
-    """Fills the row: outputs against the plain truth, the rest against truths that decide alike."""
-    dtype, exact_inputs = inputs[0].dtype, (inputs[0].double(), inputs[1])
+    """Fills the row: outputs against the plain truth, the rest against truths that decide alike.
+
+    Args:
+        networks: torch's layers with the weights, fastconv's, and torch's in float64.
+        inputs: of `step`, which goes forward and backward, and of `forward`.
+        own_step: fastconv's, where it is run in another way.
+    """
+    twin, network, exact = networks
+    start = {key: value.clone() for key, value in twin.state_dict().items()}
+    network.load_state_dict(start)
+    exact.load_state_dict(start)
+    dtype = inputs[0].dtype
+    exact_inputs = [t.double() if t.is_floating_point() else t for t in inputs]
 
     def truth(decisions: list[Tensor]) -> Results:
         exact.load_state_dict(start)
         with Replay(seed, decisions):
-            return training_step(exact, *exact_inputs)
+            return step(exact, *exact_inputs)
 
     with Recorder(seed) as torch_pass:
-        reference = training_step(twin, *inputs)
+        reference = step(twin, *inputs)
     with Recorder(seed) as own_pass, own_pass.watching(network):
-        actual = training_step(network, *inputs)
+        actual = (own_step or step)(network, *inputs)
     with Seeded(seed), torch.no_grad():
         plain, _ = forward(exact, *exact_inputs)
 

@@ -1,6 +1,7 @@
 """`validate --backend cuda-emulated`: the CUDA kernels on the CPU, in the emulator of the tests.
 
-Forward only, on LeNet whole and a block of each other network: a whole one takes hours there.
+Forward and backward, on LeNet whole and a block of each other network: a whole one takes hours
+there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fastconv
 from fastconv.models import alexnet, lenet, nin, vgg16
@@ -21,7 +22,7 @@ from fastconv.testing import torch_layers
 
 from .checkpoint import first_line
 from .common import CommandError
-from .comparison import NETWORK_FACTOR, Row, allowed_errors, dtype_name, size_name
+from .comparison import Results, Row, compare_steps, dtype_name, size_name
 
 NAME = "cuda-emulated"
 
@@ -35,13 +36,28 @@ def _downsampled(layers) -> nn.Module:
     return Bottleneck(64, 32, stride=2, downsample=shortcut, namespace=layers)
 
 
+def _cut(network: Callable[..., nn.Module], part: Callable[[nn.Module], nn.Module]):
+    """A builder of a part of a network; the rest of its parameters is never made."""
+
+    def build(layers) -> nn.Module:
+        with torch.device("meta"):
+            found = part(network(layers=layers))
+        found = found.to_empty(device="cpu")
+        for module in found.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        return found
+
+    return build
+
+
 # What is compared: a builder that takes a namespace of layers, and the size of the input. The
 # first word is the network's.
 PARTS: dict[str, tuple[Callable[..., nn.Module], tuple[int, int, int, int]]] = {
     "lenet": (lambda layers: lenet(layers=layers), (2, 1, 28, 28)),
-    "alexnet features[:3]": (lambda layers: alexnet(layers=layers).features[:3], (1, 3, 47, 39)),
-    "vgg features[:5]": (lambda layers: vgg16(layers=layers).features[:5], (1, 3, 14, 10)),
-    "nin block": (lambda layers: nin(layers=layers)[2], (1, 96, 7, 6)),
+    "alexnet features[:3]": (_cut(alexnet, lambda net: net.features[:3]), (1, 3, 47, 39)),
+    "vgg features[:5]": (_cut(vgg16, lambda net: net.features[:5]), (1, 3, 14, 10)),
+    "nin block": (_cut(nin, lambda net: net[2]), (1, 96, 7, 6)),
     "googlenet Inception": (
         lambda layers: Inception(192, 64, 96, 128, 16, 32, 32, namespace=layers),
         (1, 192, 7, 6),
@@ -70,25 +86,56 @@ def find_emulator() -> Callable[[], AbstractContextManager[list[str]]]:
     return emulated_cuda
 
 
-def compare_part(title: str, dtype: torch.dtype, seed: int, emulated) -> Row:
-    """The part in eval mode: fastconv's layers in the emulator beside torch's and float64."""
+def forward(part: nn.Module, x: Tensor, dy: Tensor) -> tuple[Results, Tensor]:
+    """The output in training mode, and again to differentiate."""
+    output = part.train()(x)
+    return {"output": output.detach()}, output
+
+
+def both_ways(part: nn.Module, x: Tensor, dy: Tensor) -> Results:
+    """Output, and the gradients of the input and of every parameter."""
+    x = x.detach().requires_grad_()
+    results, output = forward(part, x, dy)
+    names, parameters = zip(*part.named_parameters(), strict=True)
+    grads = torch.autograd.grad(output, (x, *parameters), dy)
+    return {**results, **{f"{n}.grad": g for n, g in zip(("input", *names), grads, strict=True)}}
+
+
+def compare_part(
+    title: str,
+    dtype: torch.dtype,
+    seed: int,
+    emulated,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Row:
+    """The part in training mode: fastconv's layers in the emulator beside torch's and float64.
+
+    Whatever is raised becomes the row's failure.
+    """
     builder, size = PARTS[title]
     row = Row("part", title, size_name(torch.Size(size)), dtype_name(dtype))
+    launched: list[str] = []
+
+    def own_step(*arguments) -> Results:
+        with emulated() as log:
+            results = both_ways(*arguments)
+        launched.extend(log)
+        return results
+
     try:
         torch.manual_seed(seed)
-        twin, ours = (builder(layers).eval() for layers in (torch_layers, fastconv.nn))
-        ours.load_state_dict(twin.state_dict())
+        twin, ours = (
+            builder(layers).to(dtype=dtype, memory_format=memory_format)
+            for layers in (torch_layers, fastconv.nn)
+        )
         row.parameters = sum(p.numel() for p in twin.parameters())
-        x = torch.randn(size).to(dtype)
+        x = torch.randn(size).to(dtype, memory_format=memory_format)
         with torch.no_grad():
-            theirs = twin.to(dtype)(x)
-            ours = ours.to(dtype)
-            with emulated() as log:
-                output = ours(x)
-            truth = twin.double()(x.double())
-        if not log:
+            dy = torch.randn_like(twin(x))
+        networks = (twin, ours, builder(torch_layers).double())
+        compare_steps(row, networks, (x, dy), seed, both_ways, forward, own_step)
+        if not launched:
             row.failures.append("no kernel ran in the emulator")
-        row.add("output", output, truth, allowed_errors(theirs, truth, dtype, NETWORK_FACTOR))
     except Exception as error:  # a kernel that refuses is one row that fails
         row.failures.append(f"{type(error).__name__}: {first_line(error)}")
     return row

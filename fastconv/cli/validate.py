@@ -75,7 +75,7 @@ def add_parser(commands) -> None:
         "--backend",
         choices=(*BACKENDS, emulated.NAME),
         help="%(choices)s (default: the device's); the last, for developers, runs the CUDA kernels "
-        "forward in the tests' emulator, on LeNet and a block of each other network",
+        "in the tests' emulator, on LeNet and a block of each other network",
     )
     add(
         "--checkpoint",
