@@ -119,6 +119,65 @@ def test_a_network_with_dropout_goes_on_to_the_bit():
     assert whole.history == resumed.history
 
 
+# --- mixed precision ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("amp", train.AMP)
+def test_amp_casts_the_network_and_leaves_the_parameters(amp):
+    """Activations take the dtype; gradients are float32, unscaled, and near a float32 step's."""
+    training = Training(replace(LENET, amp=amp), few(16), CPU)
+    seen = []
+    training.model[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    start = {k: v.clone() for k, v in training.model.state_dict().items()}
+    next(training.run())
+    assert [t.dtype for t in seen] == [getattr(torch, amp)]
+    whole = Training(LENET, few(16), CPU)
+    whole.model.load_state_dict(start)
+    next(whole.run())
+    assert training.scaler.is_enabled() == (amp == "float16")  # bfloat16 needs none
+    for mine, exact in zip(training.model.parameters(), whole.model.parameters(), strict=True):
+        assert mine.dtype == mine.grad.dtype == torch.float32
+        distance = (mine.grad - exact.grad).norm() / exact.grad.norm()
+        assert distance < 8 * torch.finfo(getattr(torch, amp)).eps
+    assert training.loss == pytest.approx(whole.loss, rel=0.01) and training.loss != whole.loss
+
+
+def test_a_step_whose_gradients_overflow_is_left_out_and_the_scale_halved():
+    training = Training(replace(LENET, amp="float16"), few(50), CPU)
+    training.scaler.load_state_dict({**training.scaler.state_dict(), "scale": 2.0**60})
+    start = {k: v.clone() for k, v in training.model.state_dict().items()}
+    steps = training.run()
+    next(steps)
+    assert_same_bits(training.model.state_dict(), start)
+    assert training.scaler.get_scale() == 2.0**59 and training.step == 1
+    training.scaler.load_state_dict({**training.scaler.state_dict(), "scale": 2.0**10})
+    next(steps)
+    assert not torch.equal(training.model[0].weight, start["0.weight"])
+
+
+def test_the_scale_is_part_of_what_is_gone_on_from():
+    settings = replace(LENET, amp="float16")
+    pictures = few(50)
+    stopped = Training(settings, pictures, CPU)
+    stopped.scaler.load_state_dict({**stopped.scaler.state_dict(), "scale": 2.0**60})
+    next(stopped.run())
+    weights = {k: v.clone() for k, v in stopped.model.state_dict().items()}
+    resumed = Training(settings, pictures, CPU)
+    resumed.load_state(weights, stopped.state())
+    assert resumed.scaler.get_scale() == 2.0**59
+    for training in (stopped, resumed):
+        for _ in training.run():
+            pass
+    assert_same_bits(stopped.model.state_dict(), resumed.model.state_dict())
+
+
+def test_a_checkpoint_from_before_mixed_precision(trained, tmp_path):
+    content = torch.load(trained, weights_only=True)
+    del content["training"]["scaler"], content["training"]["settings"]["amp"]
+    torch.save(content, tmp_path / "old.pt")
+    assert main(["train", "--resume", str(tmp_path / "old.pt")]) == 0
+
+
 # --- the command --------------------------------------------------------------------------------
 
 
@@ -179,6 +238,7 @@ def test_checkpoint_holds_no_code(trained):
     [
         (["--resume", "FILE", "--lr", "0.5"], "--lr 0.5"),
         (["vgg11", "--resume", "FILE"], "NETWORK vgg11"),
+        (["--resume", "FILE", "--amp", "float16"], "--amp float16"),
         (["lenet", "--checkpoint", "FILE"], "--overwrite"),
         ([], "NETWORK is missing"),
         (["lenet", "--dropout", "0.5"], "no dropout"),

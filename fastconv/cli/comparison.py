@@ -302,6 +302,8 @@ def milliseconds(*tasks: Callable[[], object]) -> list[float]:
         for task, times in zip(tasks, samples, strict=True):
             before = time.perf_counter()
             task()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
             times.append((time.perf_counter() - before) * 1e3)
         if time.perf_counter() - start > TIMING_SECONDS:
             break

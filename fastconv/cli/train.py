@@ -27,6 +27,7 @@ from .data import Dataset, digits, folder
 from .networks import NAMES, input_size
 from .training import OPTIMIZERS, Settings, Training
 
+AMP = ("bfloat16", "float16")
 VALIDATION_SHARE = 0.2  # of the pictures that are not for the test
 
 # LeNet's were chosen with --validation, on 800 of the 4,000 training digits.
@@ -40,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "momentum": 0.9,
     "dropout": None,
     "validation": False,
+    "amp": None,
 }
 LENET: dict[str, Any] = {"epochs": 40, "batch_size": 64, "lr": 0.02, "weight_decay": 0.0}
 
@@ -55,7 +57,8 @@ EPILOG = """examples:
   python -m fastconv train lenet --checkpoint lenet.pt
   python -m fastconv train --resume lenet.pt
   python -m fastconv train lenet --validation --lr 0.005
-  python -m fastconv train resnet18 --data flowers --epochs 30 --checkpoint flowers.pt"""
+  python -m fastconv train resnet18 --data flowers --epochs 30 --checkpoint flowers.pt
+  python -m fastconv train resnet50 --data flowers --device cuda --amp float16"""
 
 
 def add_parser(commands) -> None:
@@ -106,6 +109,13 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add(group, "--weight-decay", "of all parameters", type=non_negative)
     add(group, "--momentum", "SGD's momentum, Adam's first beta", type=fraction)
     add(group, "--dropout", "probability (default: the network's own)", type=fraction)
+    add(
+        group,
+        "--amp",
+        "automatic mixed precision: torch.autocast to this dtype, and for float16 a gradient "
+        "scaler (default: all in float32)",
+        choices=AMP,
+    )
     add(group, "--threads", "CPU threads (default: torch's choice)", type=positive(int))
     group.add_argument(
         "--validation",

@@ -4,6 +4,10 @@ The state between two steps is the model, the optimizer and the number of steps 
 rate is a function of that number, and every step draws its random numbers (order of the pictures,
 augmentation, dropout) from generators seeded by the seed and that number. A run that goes on from a
 saved state therefore computes what an uninterrupted run computes, to the bit.
+
+With `amp` the forward pass runs under torch.autocast, parameters stay float32, and float16's
+gradients are scaled, torch.amp's way. On a GPU everything is channels_last, and a step waits for
+the device once, to read its loss.
 """
 
 from __future__ import annotations
@@ -48,6 +52,7 @@ class Settings:
     crop: float
     flip: bool
     jitter: float
+    amp: str | None = None  # the dtype of autocast
 
     @property
     def augmentation(self) -> Augmentation:
@@ -93,13 +98,19 @@ class Training:
         self.mean, self.std = dataset.normalisation()
         torch.manual_seed(settings.seed)
         try:
-            self.model = build(settings.network, self.arguments).to(device)
+            self.model = self._placed(build(settings.network, self.arguments))
         except TypeError as error:
             raise CommandError(f"--dropout: {settings.network} has no dropout") from error
         self.optimizer = self._make_optimizer()
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "float16")
         self.step = 0
         self.history: list[dict[str, float]] = []
         self._start_epoch()
+
+    def _placed(self, what):
+        """A module or a batch of pictures on the device, in the layout that is fast there."""
+        fast = {"cuda": torch.channels_last}.get(self.device.type, torch.preserve_format)
+        return what.to(self.device, memory_format=fast)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         settings, parameters = self.settings, self.model.parameters()
@@ -142,12 +153,14 @@ class Training:
             "history": self.history,
             "epoch": [self.loss_sum, self.right, self.seen],
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }
 
     def load_state(self, model: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Goes on where `state` was taken."""
         self.model.load_state_dict(model)
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state.get("scaler", {}))  # older checkpoints have none
         self.step, self.history = state["step"], list(state["history"])
         self.loss_sum, self.right, self.seen = state["epoch"]
 
@@ -184,19 +197,30 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.steps, settings.lr)
         self.optimizer.zero_grad()
-        heads = heads_of(self.model(self._fed(pictures)))
+        with self._autocast():
+            heads = heads_of(self.model(self._fed(pictures)))
+        heads = [head.float() for head in heads]
         loss = loss_of(heads, labels)
-        if not math.isfinite(loss.item()):
-            raise CommandError(
-                f"the loss is {loss.item()} at step {self.step}; a lower --lr may help", status=1
-            )
-        loss.backward()
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
+        right = (heads[0].argmax(1) == labels).sum()
+        mean_loss, right = torch.stack((loss.detach(), right)).tolist()
+        if not math.isfinite(mean_loss):
+            raise CommandError(
+                f"the loss is {mean_loss} at step {self.step}; a lower --lr may help", status=1
+            )
         self.step += 1
-        self.loss_sum += loss.item() * len(indices)
-        self.right += int((heads[0].argmax(1) == labels).sum())
+        self.loss_sum += mean_loss * len(indices)
+        self.right += int(right)
         self.seen += len(indices)
+
+    def _autocast(self) -> torch.autocast:
+        amp = self.settings.amp
+        return torch.autocast(
+            self.device.type, None if amp is None else getattr(torch, amp), enabled=amp is not None
+        )
 
     def _end_epoch(self) -> None:
         row = {"loss": self.loss, "accuracy": self.accuracy}
@@ -206,7 +230,7 @@ class Training:
         self.history.append(row)
 
     def _fed(self, pictures: Tensor) -> Tensor:
-        return prepared(pictures, self.size, self.mean, self.std).to(self.device)
+        return self._placed(prepared(pictures, self.size, self.mean, self.std))
 
     def evaluate(self, indices: Tensor) -> tuple[float, int]:
         """Mean loss, and how many of these pictures are classified right, in eval mode."""
