@@ -7,6 +7,7 @@ kernel runs, tf32, launches that fail, the networks.
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from conv_cases import (
     more_channels_than_a_grid_has_rows,
     values,
 )
+from emulator import ROOT
 from emulator.ops import emulated_cuda
 
 import fastconv
@@ -133,6 +135,26 @@ def test_no_memory_but_the_output_and_split_k(tmp_path):
             assert 1 < parts <= 32 and rest == 0 and "add_splits" in log
         else:
             assert used == y.nbytes and "add_splits" not in log
+
+
+# What the CUDA sources ask of the CUDA runtime. None of it waits for the GPU, allocates, copies or
+# uses a stream of its own, so that every op can be captured in a CUDA graph.
+RUNTIME = {
+    "cudaDeviceGetAttribute",
+    "cudaFuncSetAttribute",
+    "cudaGetDevice",
+    "cudaGetErrorString",
+    "cudaGetLastError",  # after a launch that failed
+    "cudaLaunchKernel",
+    "cudaSetDevice",
+}
+
+
+def test_nothing_that_a_graph_capture_refuses():
+    sources = [path.read_text() for path in ROOT.joinpath("csrc").rglob("*.*")]
+    called = {name for text in sources for name in re.findall(r"\bcuda?[A-Z]\w+(?=\()", text)}
+    assert called == RUNTIME
+    assert not any("<<<" in text for text in sources)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)

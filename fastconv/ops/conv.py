@@ -278,12 +278,12 @@ def _conv2d_backward(ctx, grad):
     if ctx.activation:
         grad = activation_grad(grad, output, ctx.activation)
     dx = dw = db = None
-    if needs[0]:
-        dx = _conv2d_input_grad(grad, weight, *input.shape[2:], *ctx.window, ctx.precision)
-    if needs[1]:
+    if needs[1]:  # first, as its scratch would come on top of dx
         dw = _conv2d_weight_grad(input, grad, *weight.shape[2:], *ctx.window, ctx.precision)
     if needs[2]:
         db = _conv2d_bias_grad(grad)
+    if needs[0]:
+        dx = _conv2d_input_grad(grad, weight, *input.shape[2:], *ctx.window, ctx.precision)
     return (dx, dw, db, grad if needs[3] else None, *[None] * 11)
 
 
