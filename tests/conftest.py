@@ -55,6 +55,15 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def without_tf32():
+    """torch's TF32 switch off, whatever a test does with it."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
 @pytest.fixture(params=_C.cpu_isas().split())
 def isa(request):
     """Every instruction set this processor runs, AVX-512's logic compiled for AVX2 among them."""

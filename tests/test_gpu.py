@@ -1,7 +1,8 @@
 """The CUDA ops on a real GPU, beside torch's there and float64; skipped where there is none.
 
-What `bench/gpu.sh test` runs. It needs torch, pytest and a build for the GPU, nothing else. The
-tests named "small" are the grid of `bench/gpu.sh sanitize`: every kernel once or twice.
+What `bench/gpu.sh test` runs, with test_gpu_grad.py. They need torch, pytest and a build for the
+GPU, nothing else. The tests named "small" are the grid of `bench/gpu.sh sanitize`: every kernel
+once or twice.
 """
 
 from __future__ import annotations
@@ -15,44 +16,20 @@ from conv_cases import (
     KERNELS,
     LAYOUTS,
     REFUSED,
-    gradients,
     make,
     more_channels_than_a_grid_has_rows,
     values,
 )
+from gpu import ACTIVATE, FORMATS, WINDOWS, image, poison_cache
 
 import fastconv
-from fastconv import _C, models
+from fastconv import models
 from fastconv.testing import torch_layers
 from fastconv.testing.compare import assert_good
 from fastconv.testing.layers import LAYERS
 
-if not torch.cuda.is_available():
-    pytest.skip("no NVIDIA GPU that this torch can use", allow_module_level=True)
-if not _C.cuda:
-    pytest.skip("fastconv was built without CUDA", allow_module_level=True)
-
-ACTIVATE = {None: lambda t: t, "relu": torch.relu, "sigmoid": torch.sigmoid}
-FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+pytestmark = pytest.mark.usefixtures("without_tf32")
 TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-
-
-@pytest.fixture(autouse=True)
-def switches():
-    """torch's TF32 switch off, whatever a test does with it."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
-
-
-def poison_cache(device="cuda"):
-    """Leaves NaN in what torch's allocator hands out next: a kernel that writes too little shows.
-
-    Blocks of several sizes, since the allocator keeps small and large ones apart.
-    """
-    for size in (1 << 10, 1 << 14, 1 << 18, 1 << 22):
-        torch.full((size,), float("nan"), device=device)
 
 
 def check(case, dtype, layout, activation=None, fused=False, factor=2):
@@ -88,33 +65,6 @@ def test_conv2d(case, layout, dtype):
 def test_small_fused(kernel, layout, activation):
     case, dtype = KERNELS[kernel]
     check(case, dtype, layout, activation, fused=True)
-
-
-def check_gradients(case, dtype, layout):
-    """Output and gradients, where torch's own error on the CPU sets the tolerance."""
-    x, w, b, window = make(case, dtype, layout)
-    size = F.conv2d(x, w, b, *window).shape
-    dy = values(size, torch.Generator().manual_seed(1), dtype)
-    exact = gradients(F.conv2d, x.double(), w.double(), b.double(), window, dy.double())
-    theirs = gradients(F.conv2d, x, w, b, window, dy)
-    x, dy = (LAYOUTS[layout](t.cuda()) for t in (x, dy))
-    poison_cache()
-    ours = gradients(fastconv.conv2d, x, w.cuda(), b.cuda(), window, dy)
-    for mine, reference, true in zip(ours, theirs, exact, strict=True):
-        assert_good(mine, reference, true, dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", CASES)
-def test_gradients(case, layout, dtype):
-    check_gradients(CASES[case], dtype, layout)
-
-
-@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_small_gradients(kernel, layout):
-    check_gradients(*KERNELS[kernel], layout)
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])
@@ -167,24 +117,6 @@ def test_every_layer_of_the_networks(layer, dtype):
     assert_good(ours, theirs, truth, dtype, factor=4 if dtype == torch.float32 else 2)
 
 
-@pytest.mark.parametrize("dtype", (torch.float16, torch.float32), ids=str)
-@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
-def test_gradients_of_every_layer(layer, dtype):
-    x_size, w_size, y_size = layer.sizes(2)
-    x, dy = (
-        torch.randn(size, device="cuda").to(dtype, memory_format=torch.channels_last)
-        for size in (x_size, y_size)
-    )
-    w = (torch.randn(w_size, device="cuda") * torch.Size(w_size[1:]).numel() ** -0.5).to(dtype)
-    b = torch.zeros(layer.K, device="cuda", dtype=dtype)
-    window = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    ours = gradients(fastconv.conv2d, x, w, b, window, dy)
-    theirs = gradients(F.conv2d, x, w, b, window, dy)
-    exact = gradients(F.conv2d, x.double(), w.double(), b.double(), window, dy.double())
-    for mine, reference, true in zip(ours, theirs, exact, strict=True):
-        assert_good(mine, reference, true, dtype, factor=4 if dtype == torch.float32 else 2)
-
-
 @pytest.mark.parametrize("case", ["direct 3x3", "1x1", "stem", "winograd 4x4"])
 def test_tf32_follows_torchs_switch(case):
     n, _, h, w_, _, *rest = CASES[case]
@@ -220,18 +152,6 @@ def test_results_repeat_to_the_bit():
     for _ in range(20):
         poison_cache()
         assert torch.equal(fastconv.conv2d(x, w, padding=1), first)
-
-
-def test_gradients_repeat_to_the_bit():
-    x = torch.randn(4, 64, 28, 27, device="cuda").half()
-    w = torch.randn(64, 64, 3, 3, device="cuda").half()
-    b, dy = torch.zeros(64, device="cuda").half(), torch.randn(4, 64, 14, 14, device="cuda").half()
-    window = (2, 1)
-    first = gradients(fastconv.conv2d, x, w, b, window, dy)
-    for _ in range(20):
-        poison_cache()
-        again = gradients(fastconv.conv2d, x, w, b, window, dy)
-        assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 
 # --- streams, graphs, memory, devices -------------------------------------------------------------
@@ -363,19 +283,6 @@ def test_autocast():
 
 # --- pooling, residual add, networks --------------------------------------------------------------
 
-# kernel, stride, padding, dilation, ceil_mode
-WINDOWS = [
-    ((3, 2), (2, 1), (1, 1), 1, False),
-    (3, 2, 1, 1, False),
-    ((2, 3), (3, 5), 0, 1, True),
-    ((2, 3), 1, (1, 0), (3, 2), False),
-]
-
-
-def image(layout, dtype, size=(2, 24, 19, 14)):
-    x = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(dtype)
-    return LAYOUTS[layout](x.cuda())
-
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "sliced"])
@@ -415,57 +322,6 @@ def test_small_residual_add(layouts, dtype, activation):
     act = ACTIVATE[activation]
     truth = act(x.cpu().double() + y.cpu().double())
     assert_good(ours, act(x.cpu() + y.cpu()), truth, dtype)
-
-
-def gradient(function, x, dtype):
-    """Of a fixed dy; on the GPU where x is."""
-    leaf = x.to(dtype).requires_grad_()
-    y = function(leaf)
-    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype)
-    if x.is_cuda:
-        poison_cache()
-    return torch.autograd.grad(y, leaf, dy.to(leaf))[0]
-
-
-def check_gradient(of, x, name):
-    """``of(module)`` is the function of fastconv or by torch."""
-    ours = gradient(of(fastconv), x, x.dtype)
-    assert torch.equal(ours, gradient(of(fastconv), x, x.dtype))
-    theirs, truth = (gradient(of(F), x.cpu(), d) for d in (x.dtype, torch.float64))
-    assert_good(ours, theirs, truth, x.dtype, name=name)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ["nchw", "channels_last", "sliced"])
-def test_small_pool_gradients(layout, dtype):
-    x = image(layout, dtype).round(decimals=1)  # with ties
-    for window in WINDOWS:
-        check_gradient(lambda m, w=window: lambda t: m.max_pool2d(t, *w), x, f"max {window}")
-    pools = {
-        "avg": lambda m: lambda t: m.avg_pool2d(t, (3, 2), (2, 1), (1, 1)),
-        "uncounted": lambda m: lambda t: m.avg_pool2d(t, 3, 2, 1, True, False),
-        "indices": lambda m: lambda t: m.max_pool2d(t, 3, 2, 1, return_indices=True)[0],
-        "large": lambda m: lambda t: m.max_pool2d(t, (19, 14)),
-        "adaptive": lambda m: lambda t: m.adaptive_avg_pool2d(t, (4, 5)),
-        "global": lambda m: lambda t: m.adaptive_avg_pool2d(t, 1),
-    }
-    for name, of in pools.items():
-        check_gradient(of, x, name)
-
-
-@pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ["nchw", "channels_last", "sliced"])
-def test_small_residual_add_gradient(layout, dtype, activation):
-    x = image(layout, dtype)
-    act = ACTIVATE[activation]
-
-    def of(module):
-        if module is fastconv:
-            return lambda t: fastconv.residual_add(t, t.flip(0), activation)
-        return lambda t: act(t + t.flip(0))
-
-    check_gradient(of, x, activation)
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32"])

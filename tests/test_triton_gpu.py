@@ -26,12 +26,9 @@ if INTERPRETING:
 
 
 @pytest.fixture(autouse=True)
-def triton_without_tf32():
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+def triton(without_tf32):
     with fastconv.backend("triton"):
         yield
-    torch.backends.cudnn.allow_tf32 = before
 
 
 def rounded_to_tf32(t):
