@@ -9,15 +9,18 @@ usage: bench/gpu.sh OUT [STEP...]
 Builds fastconv in place for this GPU alone (where the sources changed), then runs the steps, by
 default all in this order, and writes what they find into the folder OUT as it comes:
 
-  test      pytest tests/test_gpu.py                                     OUT/test.txt
+  test      pytest tests/test_gpu.py, test_gpu_grad.py                   OUT/test.txt
   triton    pytest tests/test_triton_gpu.py, layers beside Triton        OUT/triton.json, .txt
   layers    every layer beside torch and cuDNN (bench/gpu_layers.py)     OUT/layers.json, .txt
-  backward  every layer's forward pass and gradients beside torch        OUT/backward.json, .txt
+  backward  gradients of max poolings (bench/gpu_pools.py) and of every
+            layer beside torch                                           OUT/pools.json, backward.json, .txt
   networks  the networks whole (bench/gpu_networks.py)                   OUT/networks.json, .txt
+  train     pytest tests/test_gpu_train.py, then whole training steps
+            and their memory beside torch (bench/gpu_train.py)           OUT/train.json, .txt
   sanitize  compute-sanitizer's memcheck and racecheck on a small grid   OUT/memcheck.txt, …
 
-A step is stopped after nine minutes; layers and networks stop by themselves before, and go on
-where they ended when run again with the same OUT. OUT/steps.json says what became of each step.
+A step is stopped after nine minutes; what measures stops by itself before, and goes on where it
+ended when run again with the same OUT. OUT/steps.json says what became of each step.
 It needs torch with CUDA, triton, pybind11, pytest and a CUDA toolkit (nvcc; compute-sanitizer).
 
 environment: PYTHON (python3), LIMIT (seconds of a step, 530), FASTCONV_CUDA_ARCHS (this GPU's)
@@ -35,7 +38,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 python=${PYTHON:-python3}
 limit=${LIMIT:-530}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-all=(test triton layers backward networks sanitize)
+all=(test triton layers backward networks train sanitize)
 [ $# -gt 0 ] || set -- "${all[@]}"
 for step; do
   case " ${all[*]} " in
@@ -70,7 +73,7 @@ fi
 
 limited() { timeout -k 10 "$((limit - (SECONDS - started)))" "$@"; }
 pytest=("$python" -m pytest -q -p no:cacheprovider -o addopts=)
-tests=("${pytest[@]}" tests/test_gpu.py)
+tests=("${pytest[@]}" tests/test_gpu.py tests/test_gpu_grad.py)
 
 step_test() { limited "${tests[@]}"; }
 step_triton() {
@@ -79,9 +82,19 @@ step_triton() {
 }
 step_layers() { bench layers layers; }
 step_backward() {
-  bench layers backward --backward --precision float16 --precision tf32 --precision float32
+  local failed=0
+  bench pools pools --precision float16 --precision float32 || failed=1
+  bench layers backward --backward --precision float16 --precision tf32 --precision float32 ||
+    failed=1
+  return $failed
 }
 step_networks() { bench networks networks; }
+step_train() {
+  local failed=0
+  limited "${pytest[@]}" tests/test_gpu_train.py || failed=1
+  bench train train || failed=1
+  return $failed
+}
 bench() { # SCRIPT NAME [OPTION...]; stops by itself where time for one more row is left
   limited "$python" "bench/gpu_$1.py" "${@:3}" \
     --seconds "$((limit - (SECONDS - started) - 45))" --json "$out/$2.json"

@@ -73,6 +73,10 @@ class HostClock:
     def times(self, calls: Sequence[Task]) -> dict[str, float]:
         return {"eager": low_quartile([calls[0]], 3)[0]}
 
+    def peak(self, task: Task) -> int | None:
+        """Bytes that a call takes at its peak beside what is there; None: not counted."""
+        return None
+
 
 class CudaClock:
     """Seconds of calls on the current CUDA device, host time between them included in "eager"."""
@@ -105,6 +109,14 @@ class CudaClock:
         graph.replay()
         found["graph"] = self._median(graph.replay) / count
         return found
+
+    def peak(self, task: Task) -> int:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        task()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
 
     @staticmethod
     def _median(task: Task) -> float:
@@ -158,8 +170,12 @@ def floor_seconds(operations: int, moved: int, precision: str, roof: Mapping[str
     return max(operations / roof[precision], moved / roof["copy"])
 
 
-def disagreement(ours: torch.Tensor, theirs: torch.Tensor, precision: Precision) -> str | None:
+def disagreement(
+    ours: torch.Tensor, theirs: torch.Tensor | None, precision: Precision
+) -> str | None:
     """In words, if two results are further apart than rounding explains; NaN is."""
+    if theirs is None:
+        return "torch has no result to compare with"
     distance = torch.linalg.vector_norm(ours.float() - theirs.float())
     relative = (distance / torch.linalg.vector_norm(theirs.float())).item()
     return None if relative <= precision.agreement else f"{relative:.1e} from torch's result"
@@ -168,16 +184,17 @@ def disagreement(ours: torch.Tensor, theirs: torch.Tensor, precision: Precision)
 def measured(clock, contestants: Mapping[str, Sequence[Task]], precision: Precision) -> dict:
     """{"seconds": by contestant and mode, "errors": by contestant}; "torch" comes first.
 
-    A contestant whose result is not torch's has an error and no time.
+    A contestant whose first result is not torch's has an error and no time.
     """
     seconds: dict[str, dict[str, float]] = {}
     errors: dict[str, str] = {}
     truth = None
     for name, calls in contestants.items():
         try:
-            if truth is None:
-                truth = contestants["torch"][0]()
-            complaint = disagreement(calls[0](), truth, precision)
+            result = calls[0]()
+            if name == "torch":
+                truth = result.clone()
+            complaint = disagreement(result, truth, precision)
             if complaint is None:
                 seconds[name] = clock.times(calls)
             else:
@@ -234,8 +251,10 @@ def head_of(benchmark: str, clock, options: argparse.Namespace) -> dict:
     }
 
 
-def parser(description: str | None, batch: int) -> argparse.ArgumentParser:
-    """The options of a GPU benchmark."""
+def parser(
+    description: str | None, batch: int, compiled: str | None = "float16"
+) -> argparse.ArgumentParser:
+    """The options of a GPU benchmark; `compiled`: the default of --compile, None: there is none."""
     options = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -247,13 +266,14 @@ def parser(description: str | None, batch: int) -> argparse.ArgumentParser:
         help=f"may be given more than once; by default all, in turn: {', '.join(PRECISIONS)}",
     )
     options.add_argument("--filter", metavar="REGEX", default="", help="only rows of such names")
-    options.add_argument(
-        "--compile",
-        metavar="PRECISIONS",
-        default="float16",
-        help='in which torch.compile is timed too, "" for none: it takes most of the time '
-        "(default float16)",
-    )
+    if compiled is not None:
+        options.add_argument(
+            "--compile",
+            metavar="PRECISIONS",
+            default=compiled,
+            help='in which torch.compile is timed too, "" for none: it takes most of the time '
+            f"(default {compiled or 'none'})",
+        )
     options.add_argument("--seconds", type=float, default=480, help="stops then (default 480)")
     options.add_argument(
         "--json", type=Path, metavar="FILE", help="results; an earlier run goes on"

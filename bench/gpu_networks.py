@@ -8,6 +8,7 @@ precisions of --compile, torch.compile; eager and as CUDA graphs. A gain above 1
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 
@@ -74,24 +75,30 @@ def line(row: dict) -> str:
     return f"{row['name']:10} {row['precision']:9} ms: {'; '.join([*times, *errors])}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parser(__doc__, batch=32).parse_args(arguments)
+def benchmark(name: str, options: argparse.Namespace, measure, line) -> int:
+    """Every network in every precision, by `measure` as above; the exit status."""
     clock = clock_for(options.device)
-    results = Results(options.json, head_of("gpu_networks", clock, options), ("name", "precision"))
+    results = Results(options.json, head_of(name, clock, options), ("name", "precision"))
     compiled_too = options.compile.split(",")  # which take long, so they come last
     requests = [
-        {"name": name, "precision": precision}
+        {"name": network, "precision": precision}
         for precision in sorted(options.precision or PRECISIONS, key=compiled_too.__contains__)
-        for name in NAMES
-        if re.search(options.filter, name)
+        for network in NAMES
+        if re.search(options.filter, network)
     ]
 
     def one(request: dict) -> dict:
-        name = request["precision"]
-        compiled = name in compiled_too
-        return measure(clock, request, PRECISIONS[name], options.batch, options.device, compiled)
+        precision = request["precision"]
+        compiled = precision in compiled_too
+        settings = PRECISIONS[precision], options.batch, options.device, compiled
+        return measure(clock, request, *settings)
 
     return run(options, results, requests, one, line, ("precision",))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser(__doc__, batch=32).parse_args(arguments)
+    return benchmark("gpu_networks", options, measure, line)
 
 
 if __name__ == "__main__":

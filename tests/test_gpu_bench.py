@@ -1,11 +1,9 @@
-"""The GPU benchmarks where there is no GPU: the script's course, the timing's logic, the tables."""
+"""The GPU benchmarks where there is no GPU: the timing's logic, the tables."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,117 +17,15 @@ sys.path.insert(0, str(ROOT / "bench"))
 import gpu_common  # noqa: E402
 import gpu_layers  # noqa: E402
 import gpu_networks  # noqa: E402
-
-# Stands in for Python on a machine with an H100; $FAIL names the part that fails.
-PYTHON = """#!/usr/bin/env bash
-echo "$FASTCONV_CUDA_ARCHS $*" >>"$LOG"
-case "$*" in
-  *get_device_capability*) echo 90 ;;
-  *"${FAIL:-nothing}"*) exit 3 ;;
-  *--json*) echo "{}" >"${@: -1}" ;;
-esac
-"""
-SANITIZER = """#!/usr/bin/env bash
-echo "sanitizer $*" >>"$LOG"
-while [ "$1" != --log-file ]; do shift; done
-echo "ERROR SUMMARY: 0 errors" >"$2"
-"""
-
-
-@pytest.fixture
-def script(tmp_path):
-    """Runs a copy of gpu.sh with the stand-ins; what it called is in the file "log"."""
-    tree = tmp_path / "tree"
-    for name, text in {
-        "bench/gpu.sh": (ROOT / "bench/gpu.sh").read_text(),
-        "csrc/a.cu": "1",
-        "setup.py": "",
-        "python": PYTHON,
-        "cuda/bin/compute-sanitizer": SANITIZER,
-    }.items():
-        path = tree / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        path.chmod(0o755)
-
-    def run(*arguments, **environment):
-        stand_ins = {"PYTHON": str(tree / "python"), "CUDA_HOME": str(tree / "cuda")}
-        return subprocess.run(
-            [tree / "bench/gpu.sh", *arguments],
-            env={**os.environ, **stand_ins, "LOG": str(tree / "log"), **environment},
-            capture_output=True,
-            text=True,
-        )
-
-    run.tree = tree
-    return run
-
-
-def test_all_steps_in_order_after_a_build_for_this_gpu(script, tmp_path):
-    done = script(tmp_path / "out")
-    assert done.returncode == 0, done.stdout + done.stderr
-    log = (script.tree / "log").read_text()
-    order = ["90a setup.py build_ext --inplace", "90a -m pytest"]
-    order += ["test_triton_gpu.py", "90a bench/gpu_layers.py"]
-    order += [
-        "backward.json",
-        "90a bench/gpu_networks.py",
-        "sanitizer --tool memcheck",
-        "sanitizer --tool racecheck",
-    ]
-    places = [log.index(part) for part in order]
-    assert places == sorted(places)
-    steps = json.loads((tmp_path / "out/steps.json").read_text())
-    assert [step["step"] for step in steps] == [
-        *("test", "triton", "layers", "backward", "networks", "sanitize")
-    ]
-    assert all(step["status"] == 0 for step in steps)
-    assert (tmp_path / "out/layers.json").exists() and "0 errors" in done.stdout
-
-
-def test_it_is_built_again_only_when_a_source_changed(script, tmp_path):
-    for text, builds in (("1", 1), ("1", 1), ("2", 2)):
-        (script.tree / "csrc/a.cu").write_text(text)
-        assert script(tmp_path / "out", "test").returncode == 0
-        assert (script.tree / "log").read_text().count("build_ext") == builds
-
-
-@pytest.mark.parametrize(
-    "part, steps", [("build_ext", None), ("test_gpu.py", [3, 0]), ("gpu_layers", [0, 3])]
-)
-def test_a_failure_is_the_exit_status_and_the_other_steps_run(script, tmp_path, part, steps):
-    done = script(tmp_path / "out", "test", "layers", FAIL=part)
-    assert done.returncode == 1
-    if steps is None:
-        assert (
-            "build failed" in done.stderr and "-m pytest" not in (script.tree / "log").read_text()
-        )
-    else:
-        found = json.loads((tmp_path / "out/steps.json").read_text())
-        assert [step["status"] for step in found] == steps
-
-
-def test_a_step_that_hangs_is_stopped(script, tmp_path):
-    (script.tree / "python").write_text(PYTHON + 'case "$*" in *test_gpu.py*) sleep 60 ;; esac\n')
-    done = script(tmp_path / "out", "test", LIMIT="2")
-    assert done.returncode == 1
-    assert json.loads((tmp_path / "out/steps.json").read_text())[0]["status"] == 124
-
-
-def test_help_and_wrong_use(script, tmp_path):
-    done = script("--help")
-    assert done.returncode == 0 and "usage: bench/gpu.sh OUT" in done.stdout
-    assert script().returncode == 2
-    done = script(tmp_path / "out", "everything")
-    assert done.returncode == 2 and "no step everything" in done.stderr
+import gpu_pools  # noqa: E402
+import gpu_train  # noqa: E402
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is at hand")
-def test_without_a_gpu_it_says_so(script, tmp_path):
-    done = script(tmp_path / "out", PYTHON=sys.executable)
-    assert done.returncode == 2 and "finds no NVIDIA GPU" in done.stderr
+@pytest.mark.parametrize("benchmark", [gpu_layers, gpu_networks, gpu_pools, gpu_train])
+def test_without_a_gpu_it_says_so(benchmark):
     with pytest.raises(SystemExit, match="no NVIDIA GPU"):
-        gpu_layers.main(["--filter", "^lenet"])
+        benchmark.main(["--filter", "^lenet"])
 
 
 class CountingClock:
@@ -147,13 +43,17 @@ class CountingClock:
         self.asked += 1
         return {"eager": float(self.asked), "graph": self.asked / 2}
 
+    def peak(self, task):
+        task()
+        return 1000000 * self.asked
+
 
 @pytest.fixture
 def counted(monkeypatch):
     """The benchmarks on the CPU and the clock above, ceilings of 1 everywhere."""
     roof = {"copy": 1.0, **dict.fromkeys(gpu_common.PRECISIONS, 1.0)}
     monkeypatch.setattr(gpu_common, "ceilings", lambda clock, device: roof)
-    for module in (gpu_layers, gpu_networks):
+    for module in (gpu_layers, gpu_networks, gpu_pools):
         monkeypatch.setattr(module, "clock_for", lambda device: CountingClock())
 
 
@@ -217,6 +117,61 @@ def test_networks(counted, tmp_path):
     assert gpu_networks.main(arguments) == 0
     (row,) = json.loads(out.read_text())["rows"]
     assert list(row["seconds"]) == ["torch", "fastconv"] and not row["errors"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_training_steps(counted, tmp_path, capsys, precision):
+    out = tmp_path / "train.json"
+    arguments = [*CPU, "--filter", "^lenet", "--precision", precision, "--json", str(out)]
+    assert gpu_train.main(arguments) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    assert list(row["seconds"]) == ["torch", "fastconv"] and not row["errors"]
+    assert row["peak"] == {"torch": 2000000, "fastconv": 2000000}
+    assert "MB: torch 2, fastconv 2" in capsys.readouterr().out
+
+
+def test_a_training_step_is_one(monkeypatch):
+    """The parameters that SGD makes of the gradients; float16's are scaled and unscaled again."""
+    ours, twin = gpu_networks.pair_of("lenet")
+    x, labels = torch.randn(3, 1, 28, 28), torch.arange(3)
+    step = gpu_train.Step(ours, torch.float16, "cpu")
+    optimizer = torch.optim.SGD(twin.train().requires_grad_().parameters(), 1e-3, momentum=0.9)
+    start = [p.detach().clone() for p in twin.parameters()]
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(twin(x), labels)
+        loss.backward()
+        optimizer.step()
+        assert step(x, labels).item() == pytest.approx(loss.item(), rel=1e-2)
+    for mine, other, before in zip(ours.parameters(), twin.parameters(), start, strict=True):
+        assert (mine - other).norm() < 0.02 * (other - before).norm()
+
+
+def test_a_training_step_of_a_wrong_network_is_not_timed(counted, tmp_path, monkeypatch):
+    right = gpu_networks.pair_of
+
+    def wrong(name):
+        ours, twin = right(name)
+        with torch.no_grad():
+            ours[0].weight.mul_(3)
+        return ours, twin
+
+    monkeypatch.setattr(gpu_networks, "pair_of", wrong)
+    out = tmp_path / "train.json"
+    arguments = [*CPU, "--filter", "^lenet", "--precision", "float32", "--json", str(out)]
+    assert gpu_train.main(arguments) == 1
+    (row,) = json.loads(out.read_text())["rows"]
+    assert list(row["seconds"]) == list(row["peak"]) == ["torch"] and "fastconv" in row["errors"]
+
+
+def test_max_poolings(counted, tmp_path):
+    out = tmp_path / "pools.json"
+    assert gpu_pools.main([*CPU[:4], "--filter", "512@14", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["form"] for row in rows] == ["forward", "both"] * 4
+    assert not any(row["errors"] for row in rows)
+    # 14x14 to 7x7, float16: two bytes an element and one an index, at one byte a second
+    assert rows[0]["floor"] == 512 * (2 * 196 + 3 * 49) and rows[1]["floor"] == 2 * rows[0]["floor"]
 
 
 def test_a_wrong_result_is_not_timed_and_a_raised_error_is_kept():

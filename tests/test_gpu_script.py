@@ -1,0 +1,148 @@
+"""bench/gpu.sh where there is no GPU: the course of its steps, failures, time limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+# Stands in for Python on a machine with an H100; $FAIL names the part that fails.
+PYTHON = """#!/usr/bin/env bash
+echo "$FASTCONV_CUDA_ARCHS $*" >>"$LOG"
+case "$*" in
+  *get_device_capability*) echo 90 ;;
+  *"${FAIL:-nothing}"*) exit 3 ;;
+  *--json*) echo "{}" >"${@: -1}" ;;
+esac
+"""
+SANITIZER = """#!/usr/bin/env bash
+echo "sanitizer $*" >>"$LOG"
+while [ "$1" != --log-file ]; do shift; done
+echo "ERROR SUMMARY: 0 errors" >"$2"
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Runs a copy of gpu.sh with the stand-ins; what it called is in the file "log"."""
+    tree = tmp_path / "tree"
+    for name, text in {
+        "bench/gpu.sh": (ROOT / "bench/gpu.sh").read_text(),
+        "csrc/a.cu": "1",
+        "setup.py": "",
+        "python": PYTHON,
+        "cuda/bin/compute-sanitizer": SANITIZER,
+    }.items():
+        path = tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def run(*arguments, **environment):
+        stand_ins = {"PYTHON": str(tree / "python"), "CUDA_HOME": str(tree / "cuda")}
+        return subprocess.run(
+            [tree / "bench/gpu.sh", *arguments],
+            env={**os.environ, **stand_ins, "LOG": str(tree / "log"), **environment},
+            capture_output=True,
+            text=True,
+        )
+
+    run.tree = tree
+    return run
+
+
+def test_all_steps_in_order_after_a_build_for_this_gpu(script, tmp_path):
+    done = script(tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = (script.tree / "log").read_text()
+    order = ["90a setup.py build_ext --inplace", "90a -m pytest", "test_gpu.py tests/test_gpu_grad"]
+    order += ["test_triton_gpu.py", "90a bench/gpu_layers.py", "90a bench/gpu_pools.py"]
+    order += [
+        "backward.json",
+        "90a bench/gpu_networks.py",
+        "test_gpu_train.py",
+        "90a bench/gpu_train.py",
+        "sanitizer --tool memcheck",
+        "sanitizer --tool racecheck",
+    ]
+    places = [log.index(part) for part in order]
+    assert places == sorted(places)
+    steps = json.loads((tmp_path / "out/steps.json").read_text())
+    assert [step["step"] for step in steps] == [
+        *("test", "triton", "layers", "backward", "networks", "train", "sanitize")
+    ]
+    assert all(step["status"] == 0 for step in steps)
+    assert (tmp_path / "out/layers.json").exists() and "0 errors" in done.stdout
+
+
+def test_it_is_built_again_only_when_a_source_changed(script, tmp_path):
+    for text, builds in (("1", 1), ("1", 1), ("2", 2)):
+        (script.tree / "csrc/a.cu").write_text(text)
+        assert script(tmp_path / "out", "test").returncode == 0
+        assert (script.tree / "log").read_text().count("build_ext") == builds
+
+
+def test_what_measures_is_given_the_time_that_is_left(script, tmp_path):
+    assert script(tmp_path / "out", "backward", "train", LIMIT="100").returncode == 0
+    log = (script.tree / "log").read_text()
+    seconds = [int(part.split()[0]) for part in log.split("--seconds ")[1:]]
+    assert len(seconds) == 3 and all(40 <= each <= 55 for each in seconds)
+    assert {"pools.json", "backward.json", "train.json"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+
+
+@pytest.mark.parametrize("part", ["test_gpu_train", "gpu_train.py --seconds", "gpu_pools"])
+def test_a_part_that_fails_does_not_keep_the_others_of_its_step_from_running(
+    script, tmp_path, part
+):
+    assert script(tmp_path / "out", "backward", "train", FAIL=part).returncode == 1
+    log = (script.tree / "log").read_text()
+    assert all(
+        each in log for each in ("gpu_pools", "gpu_layers", "test_gpu_train", "gpu_train.py")
+    )
+    steps = json.loads((tmp_path / "out/steps.json").read_text())
+    assert sorted(step["status"] for step in steps) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "part, steps", [("build_ext", None), ("test_gpu.py", [3, 0]), ("gpu_layers", [0, 3])]
+)
+def test_a_failure_is_the_exit_status_and_the_other_steps_run(script, tmp_path, part, steps):
+    done = script(tmp_path / "out", "test", "layers", FAIL=part)
+    assert done.returncode == 1
+    if steps is None:
+        assert (
+            "build failed" in done.stderr and "-m pytest" not in (script.tree / "log").read_text()
+        )
+    else:
+        found = json.loads((tmp_path / "out/steps.json").read_text())
+        assert [step["status"] for step in found] == steps
+
+
+def test_a_step_that_hangs_is_stopped(script, tmp_path):
+    (script.tree / "python").write_text(PYTHON + 'case "$*" in *test_gpu.py*) sleep 60 ;; esac\n')
+    done = script(tmp_path / "out", "test", LIMIT="2")
+    assert done.returncode == 1
+    assert json.loads((tmp_path / "out/steps.json").read_text())[0]["status"] == 124
+
+
+def test_help_and_wrong_use(script, tmp_path):
+    done = script("--help")
+    assert done.returncode == 0 and "usage: bench/gpu.sh OUT" in done.stdout
+    assert script().returncode == 2
+    done = script(tmp_path / "out", "everything")
+    assert done.returncode == 2 and "no step everything" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is at hand")
+def test_without_a_gpu_it_says_so(script, tmp_path):
+    done = script(tmp_path / "out", PYTHON=sys.executable)
+    assert done.returncode == 2 and "finds no NVIDIA GPU" in done.stderr
