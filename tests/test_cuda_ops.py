@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,10 +26,12 @@ from conv_cases import (
 )
 from emulator import ROOT
 from emulator.ops import emulated_cuda
+from test_train import LENET, few
 
 import fastconv
 from fastconv.cli import main
 from fastconv.cli.emulated import PARTS, both_ways, compare_part
+from fastconv.cli.training import Training
 from fastconv.testing.compare import assert_good
 
 
@@ -164,6 +167,27 @@ def test_networks(part, dtype, memory_format):
     """LeNet whole and a block of each other network: outputs and every gradient."""
     row = compare_part(part, dtype, 0, emulated_cuda, memory_format)
     assert row.ok, row.failures
+
+
+@pytest.mark.parametrize("amp", [None, "bfloat16", "float16"])
+def test_training(amp):
+    """Three steps of LeNet move each parameter as the CPU's kernels do in float32, to rounding."""
+
+    def moved(amp):
+        settings = replace(LENET, epochs=1, optimizer="sgd", momentum=0.9, amp=amp)
+        training = Training(settings, few(48), torch.device("cpu"))
+        start = [p.detach().clone() for p in training.model.parameters()]
+        for _ in training.run():
+            pass
+        return [p.detach() - s for p, s in zip(training.model.parameters(), start, strict=True)]
+
+    with emulated_cuda() as log:
+        ours = moved(amp)
+    assert {"conv_direct_weight_grad", "conv_stem_weight_grad"} <= {
+        part for name in log for part in re.findall(r"^conv_\w+_grad(?=_)", name)
+    }, log
+    for mine, expected in zip(ours, moved(None), strict=True):
+        assert (mine - expected).norm() < (1e-4 if amp is None else 0.03) * expected.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

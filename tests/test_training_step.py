@@ -125,30 +125,35 @@ def test_a_step_needs_no_more_memory_than_torchs(name, dtype):
     assert set(ours) <= {dtype, torch.float32, torch.uint8}  # no int64 index of a max pooling
 
 
-def saved_by(function, *leaves):
-    """What autograd keeps of a call, by address, without the leaves."""
+def saved_by(function):
+    """A call's output, and what autograd keeps of it by address."""
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), id):
-        output = function(*leaves)
-    return output, {k: t for k, t in kept.items() if k not in {x.data_ptr() for x in leaves}}
+        output = function()
+    return output, kept
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
 def test_a_fused_convolution_saves_its_operands_and_the_output_alone(activation):
-    """Neither what the activation was given nor the residual, whose gradient needs no value."""
-    x, w, r = torch.randn(2, 4, 9, 7), torch.randn(6, 4, 3, 3), torch.randn(2, 6, 7, 5)
-    x, w, r = (t.requires_grad_() for t in (x, w, r))
+    """Neither what the activation was given, nor bias and residual, whose gradients need none."""
+    x, w, b = torch.randn(2, 4, 9, 7), torch.randn(6, 4, 3, 3), torch.randn(6)
+    r = torch.randn(2, 6, 7, 5)
+    x, w, b, r = (t.requires_grad_() for t in (x, w, b, r))
+    y, kept = saved_by(lambda: fastconv.conv2d(x, w, b, residual=r, activation=activation))
+    expected = (x, w) if activation is None else (x, w, y)
+    assert kept.keys() == {t.data_ptr() for t in expected}
 
-    def function(x, w, r):
-        return fastconv.conv2d(x, w, residual=r, activation=activation)
 
-    y, kept = saved_by(function, x, w, r)
+@pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
+def test_a_residual_add_saves_its_output_or_nothing(activation):
+    x, r = (torch.randn(2, 6, 7, 5, requires_grad=True) for _ in range(2))
+    y, kept = saved_by(lambda: fastconv.residual_add(x, r, activation))
     assert list(kept) == ([] if activation is None else [y.data_ptr()])
 
 
 def test_a_max_pooling_saves_a_byte_an_output():
     x = torch.randn(2, 8, 19, 14, requires_grad=True)
-    y, kept = saved_by(lambda x: fastconv.max_pool2d(x, 3, 2, 1), x)
+    y, kept = saved_by(lambda: fastconv.max_pool2d(x, 3, 2, 1))
     assert [(t.dtype, t.numel()) for t in kept.values()] == [(torch.uint8, y.numel())]
 
 
