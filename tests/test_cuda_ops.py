@@ -25,13 +25,14 @@ from conv_cases import (
     values,
 )
 from emulator import ROOT
-from emulator.ops import emulated_cuda
+from emulator.ops import NAME, emulated_cuda
 from test_train import LENET, few
 
 import fastconv
 from fastconv.cli import main
 from fastconv.cli.emulated import PARTS, both_ways, compare_part
 from fastconv.cli.training import Training
+from fastconv.ops.registry import OPS
 from fastconv.testing.compare import assert_good
 
 
@@ -106,6 +107,39 @@ def test_a_launch_that_fails_names_the_kernel_and_the_problem():
         pytest.raises(RuntimeError, match=REFUSED),
     ):
         fastconv.conv2d(x, w)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_opcheck(layout):
+    """Fake kernels give the sizes and strides that the CUDA ops give."""
+    x, dy, r = (LAYOUTS[layout](torch.randn(size)) for size in ((2, 4, 7, 9), *[(2, 6, 4, 4)] * 2))
+    w, b = LAYOUTS[layout](torch.randn(6, 4, 3, 2)), torch.randn(6)
+    conv, pool = (2, 2, 1, 0, 1, 0, 1, 1, 1), (3, 2, 2, 2, 1, 0)
+    _, index = F.max_pool2d(x, (3, 2), 2, (1, 0), return_indices=True)
+    y = x[..., :4, :4]
+    calls = {
+        "conv2d": (x, w, b, r, *conv, 1, 0),
+        "conv2d_input_grad": (dy, w, 7, 9, *conv, 0),
+        "conv2d_weight_grad": (x, dy, 3, 2, *conv, 0),
+        "conv2d_bias_grad": (dy,),
+        "max_pool2d": (x, *pool, 1, 1, 0),
+        "max_pool2d_window": (x, *pool, 1, 1, 0),
+        "max_pool2d_with_indices": (x, *pool, 1, 1, 0),
+        "max_pool2d_grad": (y, LAYOUTS[layout](index), 7, 9, *pool, 1, 1),
+        "max_pool2d_gather": (x, LAYOUTS[layout](index), 7, 9, *pool, 1, 1),
+        "avg_pool2d": (x, *pool, 0, 1, 0),
+        "avg_pool2d_grad": (y, 7, 9, *pool, 0, 1, 0),
+        "adaptive_avg_pool2d": (x, 3, 2),
+        "adaptive_avg_pool2d_grad": (dy, 7, 9),
+        "residual_add": (dy, r, 1),
+        "activation_grad": (dy, r, 1),
+    }
+    with emulated_cuda():
+        for name, op in OPS.items():
+            face = op.on(NAME)
+            for each in (face.public, face.raw):
+                tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+                torch.library.opcheck(each, calls[name], test_utils=tests)
 
 
 def allocated(function, trace):

@@ -114,16 +114,14 @@ class Training:
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         settings, parameters = self.settings, self.model.parameters()
+        decay = settings.weight_decay
+        fused = self.device.type == "cuda"  # it takes the scaler's results without waiting
         if settings.optimizer == "sgd":
             return torch.optim.SGD(
-                parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay
+                parameters, settings.lr, settings.momentum, weight_decay=decay, fused=fused
             )
-        return torch.optim.AdamW(
-            parameters,
-            settings.lr,
-            betas=(settings.momentum, 0.999),
-            weight_decay=settings.weight_decay,
-        )
+        betas = (settings.momentum, 0.999)
+        return torch.optim.AdamW(parameters, settings.lr, betas, weight_decay=decay, fused=fused)
 
     def _start_epoch(self) -> None:
         self.loss_sum, self.right, self.seen = 0.0, 0, 0
