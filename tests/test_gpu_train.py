@@ -188,16 +188,22 @@ def test_a_step_of_resnet50_needs_no_more_memory_than_torchs(dtype):
 # --- the commands ---------------------------------------------------------------------------------
 
 
+def need_demo():
+    """Skips where the packages that the commands need are not installed."""
+    for name in ("rich", "mlxtend", "PIL"):
+        pytest.importorskip(name)
+
+
 def test_validate(capsys):
     """Every layer and network is compared in the tests; here that the command runs there."""
-    pytest.importorskip("mlxtend")
+    need_demo()
     assert main(["validate", "--device", "cuda", "--network", "lenet"]) == 0
     assert "all 4 comparisons passed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("amp", AMP, ids=str)
 def test_lenet_learns(amp, capsys):
-    pytest.importorskip("mlxtend")
+    need_demo()
     options = [] if amp is None else ["--amp", str(amp).removeprefix("torch.")]
     assert main(["train", "lenet", "--device", "cuda", "--epochs", "8", *options]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
@@ -206,7 +212,7 @@ def test_lenet_learns(amp, capsys):
 
 @pytest.mark.parametrize("amp", [None, "bfloat16", "float16"])
 def test_a_training_goes_on_to_the_bit(amp):
-    pytest.importorskip("mlxtend")
+    need_demo()
     from test_train import LENET, assert_same_bits, few
 
     settings, pictures = replace(LENET, amp=amp), few(100)
