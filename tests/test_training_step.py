@@ -215,6 +215,32 @@ def test_compiled_steps_are_one_graph_and_give_what_eager_ones_give(name, amp):
         torch.testing.assert_close(mine, other, **tolerance)
 
 
+def test_a_whole_step_compiles():
+    """Forward, backward and optimizer in one function, with the breaks that torch makes in it."""
+    build, size = NETWORKS["resnet"]
+    x, labels = torch.randn(size), torch.arange(size[0])
+
+    def trained(compiler):
+        torch.manual_seed(1)
+        network = build(fastconv.nn)
+        optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
+
+        def step(x):
+            optimizer.zero_grad()
+            F.cross_entropy(network(x), labels).backward()
+            optimizer.step()
+
+        step = compiler(step)
+        for _ in range(3):
+            step(x)
+        return network.parameters()
+
+    torch._dynamo.reset()
+    compiled = trained(lambda step: torch.compile(step, backend="aot_eager"))
+    for mine, expected in zip(compiled, trained(lambda step: step), strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
 @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_under_autocast_are_as_good_as_torchs(name, amp):
