@@ -191,7 +191,8 @@ struct MaxBand {
     m.size = m.phases.size();
     const int64_t extent = (p.rows.k - 1) * p.rows.dil + 1;
     m.rows = kBandBytes / (m.size * sizeof(T) * p.rows.stride);
-    m.rows = min64(max64(m.rows, extent), p.rows.out);  // what two bands share is split twice
+    m.rows = max64(m.rows, ceil_div(extent, p.rows.stride));  // what two bands share is split twice
+    m.rows = min64(m.rows, p.rows.out);
     m.held = (m.rows - 1) * p.rows.stride + extent;
     m.data = (T*)scratch;
     m.first = (Int*)((char*)scratch + align64((m.held * m.size + W) * sizeof(T)));
