@@ -17,6 +17,22 @@ inline Taps taps_inside(const TapAxis& axis, int64_t origin, int64_t size) {
   return t;
 }
 
+// v[k] += x[k * kStride + j] * w[j] for three neighbouring taps; each x is read once.
+template <int kPixels, int kStride, class S>
+FASTCONV_INLINE void add_three_taps(Vec<Compute<S>> (&v)[kPixels], const S* x, int64_t x_step,
+                                    const Compute<S>* w, int64_t w_step) {
+  typedef Compute<S> T;
+  const Vec<T> tap[3] = {load<T>(w), load<T>(w + w_step), load<T>(w + 2 * w_step)};
+#pragma GCC unroll 16
+  for (int m = 0; m < (kPixels - 1) * kStride + 3; ++m) {
+    const Vec<T> value = load_widened<S>(x + m * x_step);
+#pragma GCC unroll 3
+    for (int j = 0; j < 3; ++j)
+      if (m >= j && (m - j) % kStride == 0 && (m - j) / kStride < kPixels)
+        fma<T>(v[(m - j) / kStride], value, tap[j]);
+  }
+}
+
 // kPixels neighbours of a row, which have the same taps inside, every channel; w is [tap][G], bias
 // [G], both with room for a vector after them.
 template <int kPixels, class S>
@@ -36,20 +52,26 @@ inline void depthwise_pixels(const TapConv& job, const Compute<S>* w, const Comp
     Vec<T> v[kPixels];
 #pragma GCC unroll 6
     for (int k = 0; k < kPixels; ++k) v[k] = load<T>(bias + c);
-    for (int64_t i = rows.first; i < rows.last; ++i)
-      for (int64_t j = cols.first; j < cols.last; ++j) {
-        const S* from =
-            x + c + i * job.rows.offset_step * job.xs[2] + j * job.cols.offset_step * job.xs[3];
-        const Vec<T> tap = load<T>(w + (i * job.cols.count + j) * job.G + c);
-        if (lanes == W) {
-#pragma GCC unroll 6
-          for (int k = 0; k < kPixels; ++k) fma<T>(v[k], load_widened<S>(from + k * step), tap);
-        } else {
-#pragma GCC unroll 6
-          for (int k = 0; k < kPixels; ++k)
-            fma<T>(v[k], load_lanes<S>(from + k * step, lanes), tap);
-        }
+    const bool three = kPixels > 1 && lanes == W && cols.last - cols.first == 3 &&
+                       job.cols.offset_step == 1 && job.stride_w <= 2;
+    for (int64_t i = rows.first; i < rows.last; ++i) {
+      const S* row = x + c + i * job.rows.offset_step * job.xs[2];
+      const T* tap_row = w + i * job.cols.count * job.G + c;
+      if (three && job.stride_w == 1) {
+        add_three_taps<kPixels, 1, S>(v, row, job.xs[3], tap_row, job.G);
+        continue;
       }
+      if (three) {
+        add_three_taps<kPixels, 2, S>(v, row, job.xs[3], tap_row, job.G);
+        continue;
+      }
+      for (int64_t j = cols.first; j < cols.last; ++j) {
+        const S* from = row + j * job.cols.offset_step * job.xs[3];
+        const Vec<T> tap = load<T>(tap_row + j * job.G);
+#pragma GCC unroll 6
+        for (int k = 0; k < kPixels; ++k) fma<T>(v[k], load_lanes<S>(from + k * step, lanes), tap);
+      }
+    }
 #pragma GCC unroll 6
     for (int k = 0; k < kPixels; ++k) {
       if (residual) {
@@ -150,11 +172,44 @@ inline void depthwise_channel_rows(const TapConv& job, void* scratch, int64_t be
   }
 }
 
+// Rows [p, p + kRows) of a plane of outputs.
+template <int kRows, class S>
+inline void depthwise_rows(const TapConv& job, const PhasePlane<S>& plane, const int64_t* offsets,
+                           const Compute<S>* weights, Vec<Compute<S>> bias, int64_t n, int64_t k,
+                           int64_t p) {
+  typedef Compute<S> T;
+  constexpr int W = kW<T>;
+  const int64_t taps = job.rows.count * job.cols.count, down = job.stride_h * plane.row;
+  const T* x = plane.data + p * down;
+  for (int64_t q = 0; q < job.Q; q += W) {
+    Vec<T> v[kRows];
+    for (int i = 0; i < kRows; ++i) v[i] = bias;
+    for (int64_t t = 0; t < taps; ++t) {
+      const Vec<T> tap = broadcast<T>(weights[t]);
+#pragma GCC unroll 4
+      for (int i = 0; i < kRows; ++i) fma<T>(v[i], load<T>(x + i * down + offsets[t] + q), tap);
+    }
+    const int64_t lanes = min64(W, job.Q - q);
+    for (int i = 0; i < kRows; ++i) {
+      if (job.residual) {
+        T add[W] = {};
+        widen_row<S>(add,
+                     (const S*)job.residual + n * job.rs[0] + k * job.rs[1] + (p + i) * job.rs[2] +
+                         q * job.rs[3],
+                     lanes, job.rs[3]);
+        v[i] += load<T>(add);
+      }
+      S* y = (S*)job.y + n * job.ys[0] + k * job.ys[1] + (p + i) * job.ys[2] + q * job.ys[3];
+      store_lanes<S>(y, activate<T>(v[i], job.activation), lanes, job.ys[3]);
+    }
+  }
+}
+
 template <class S>
 inline void depthwise_plane(const TapConv& job, PhasePlane<S>& plane, int64_t* offsets,
                             Compute<S>* weights, int64_t n, int64_t k) {
   typedef Compute<S> T;
-  constexpr int W = kW<T>;
+  constexpr int kRows = 4;
   const int64_t g = k / job.K, taps = job.rows.count * job.cols.count;
   if (taps)
     plane.fill((const S*)job.x + n * job.xs[0] + g * job.xs[1], job.xs[2], job.xs[3], job.H, job.W,
@@ -169,25 +224,10 @@ inline void depthwise_plane(const TapConv& job, PhasePlane<S>& plane, int64_t* o
                          (job.cols.index + j * job.cols.index_step) * job.ws[4]]);
   }
   const Vec<T> bias = broadcast<T>(job.bias ? widen(((const S*)job.bias)[k * job.bias_s]) : T(0));
-  for (int64_t p = 0; p < job.P; ++p) {
-    const T* x = plane.data + p * job.stride_h * plane.row;
-    S* y = (S*)job.y + n * job.ys[0] + k * job.ys[1] + p * job.ys[2];
-    for (int64_t q = 0; q < job.Q; q += W) {
-      Vec<T> v = bias;
-      for (int64_t t = 0; t < taps; ++t)
-        fma<T>(v, load<T>(x + offsets[t] + q), broadcast<T>(weights[t]));
-      const int64_t lanes = min64(W, job.Q - q);
-      if (job.residual) {
-        T add[W] = {};
-        widen_row<S>(
-            add,
-            (const S*)job.residual + n * job.rs[0] + k * job.rs[1] + p * job.rs[2] + q * job.rs[3],
-            lanes, job.rs[3]);
-        v += load<T>(add);
-      }
-      store_lanes<S>(y + q * job.ys[3], activate<T>(v, job.activation), lanes, job.ys[3]);
-    }
-  }
+  int64_t p = 0;
+  for (; p + kRows <= job.P; p += kRows)
+    depthwise_rows<kRows, S>(job, plane, offsets, weights, bias, n, k, p);
+  for (; p < job.P; ++p) depthwise_rows<1, S>(job, plane, offsets, weights, bias, n, k, p);
 }
 
 // Tasks: (image, output row) channel-last, (image, output channel) otherwise.

@@ -53,10 +53,24 @@ FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_co
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) sums[v][j] = Vec<T>{};
   }
+  // One vector has too few sums to hide the latency of an FMA: every other operand has its own.
+  Vec<T> others[J];
+#pragma GCC unroll 6
+  for (int j = 0; j < J; ++j) others[j] = Vec<T>{};
   for (const Run* run = runs; run < runs + run_count; ++run) {
-    int64_t o = run->offset;
+    int64_t o = run->offset, i = run->count;
     const int64_t step = run->step;
-    for (int64_t i = run->count; i > 0; --i) {
+    for (; V == 1 && i > 1; i -= 2) {
+      const Vec<T> one = load<T>(w), other = load<T>(w + 2 * W);
+      w += 4 * W;
+#pragma GCC unroll 6
+      for (int j = 0; j < J; ++j) {
+        fma<T>(sums[0][j], one, broadcast<T>(base[j][o]));
+        fma<T>(others[j], other, broadcast<T>(base[j][o + step]));
+      }
+      o += 2 * step;
+    }
+    for (; i > 0; --i) {
       Vec<T> wv[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) wv[v] = load<T>(w + v / 2 * next + v % 2 * W);
@@ -70,6 +84,9 @@ FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_co
       o += step;
     }
   }
+#pragma GCC unroll 6
+  for (int j = 0; j < J; ++j)
+    if (V == 1) sums[0][j] += others[j];
 }
 
 template <class T, int J, int V>
