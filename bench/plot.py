@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from common import COLUMNS, gains, geometric_mean
+from common import COLUMNS, LAYOUTS, gains, geometric_mean
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 RESULTS = Path(__file__).parent / "results"
@@ -32,7 +32,7 @@ def plot(document: dict, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = document["rows"]
+    rows = [row for row in document["rows"] if "bytes" not in row]  # not pools.py's copies
     labels = [f"{row['name']} {row.get('direction', '')}".strip() for row in rows]
     values = [gains(row["seconds"])[0] for row in rows]
     figure, axes = pyplot.subplots(figsize=(8, 1.8 + 0.22 * len(rows)), layout="constrained")
@@ -92,9 +92,19 @@ def layers_table(rows: list[dict]) -> str:
     )
 
 
+def pools_table(rows: list[dict]) -> str:
+    """Shares of a copy's speed, and the gain; the row before a row is its copy's."""
+    cells = []
+    for copy, row in zip(rows[::2], rows[1::2], strict=True):
+        least = min(copy["seconds"].values())
+        shares = [f"{least / row['seconds'][f'fastconv {layout}']:.2f}" for layout in LAYOUTS]
+        cells.append([row["name"], *shares, f"{gains(row['seconds'])[0]:.2f}"])
+    return markdown(["speed over a memcpy's", *LAYOUTS, "gain over torch"], cells)
+
+
 def tables(documents: dict[str, dict]) -> str:
     """Markdown of every results file: caption and table."""
-    kinds = {"networks": networks_table, "layers": layers_table}
+    kinds = {"networks": networks_table, "layers": layers_table, "pools": pools_table}
     return "\n\n".join(
         f"{caption(document)}:\n\n{kinds[document['benchmark']](document['rows'])}"
         for document in documents.values()

@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,10 @@ def test_the_roofline_is_arithmetic():
 def test_the_files_it_names_exist():
     for name in re.findall(r"`((?:csrc|docs|tests|fastconv)/[\w/.]+)`", build.PAGE.read_text()):
         assert (ROOT / name).exists(), name
+
+
+def test_the_readmes_tables_are_those_of_the_results(tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text((ROOT / "README.md").read_text())
+    subprocess.run([sys.executable, ROOT / "bench/plot.py", "--readme", copy], check=True)
+    assert copy.read_text() == (ROOT / "README.md").read_text(), "bench/plot.py --readme README.md"
