@@ -12,6 +12,10 @@ int64_t pool_output_size(int64_t in, int64_t k, int64_t stride, int64_t pad, int
   return ceil_mode && (out - 1) * stride >= in + pad ? out - 1 : out;
 }
 
+int64_t window_span(const PoolProblem& p) {
+  return (p.rows.k - 1) * p.rows.dil * p.cols.in + (p.cols.k - 1) * p.cols.dil;
+}
+
 namespace {
 
 void check_settings(const char* op, const PoolSettings& s) {

@@ -48,6 +48,9 @@ struct PoolSettings {
 int64_t pool_output_size(int64_t in, int64_t k, int64_t stride, int64_t pad, int64_t dil,
                          bool ceil_mode);
 
+// Places of a plane from a window's first tap to its last.
+int64_t window_span(const PoolProblem& p);
+
 // Builds and checks a problem; throws std::runtime_error naming the argument, the value and the
 // sizes on both sides.
 PoolProblem make_pool_problem(const char* op, const int64_t input_size[4], const PoolSettings& s,

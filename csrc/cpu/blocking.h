@@ -16,6 +16,8 @@ static inline int64_t even_share(int64_t n, int64_t most) {
 
 constexpr int64_t kChunkBytes = 16 * 1024, kSlabBytes = 256 * 1024, kBlockPixels = 192,
                   kPlanePixels = 1024;
+constexpr int64_t kBandBytes =
+    16 * 1024;                       // rows of a plane that a max pooling splits at once, in L1
 constexpr int64_t kSumPixels = 112;  // of a partial sum of the weight gradient: bounds its error
 
 static inline int64_t slab_rows(int64_t out_rows, int64_t stride, const TapAxis& taps) {

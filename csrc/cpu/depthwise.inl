@@ -57,12 +57,11 @@ inline void depthwise_pixels(const TapConv& job, const Compute<S>* w, const Comp
     for (int64_t i = rows.first; i < rows.last; ++i) {
       const S* row = x + c + i * job.rows.offset_step * job.xs[2];
       const T* tap_row = w + i * job.cols.count * job.G + c;
-      if (three && job.stride_w == 1) {
-        add_three_taps<kPixels, 1, S>(v, row, job.xs[3], tap_row, job.G);
-        continue;
-      }
       if (three) {
-        add_three_taps<kPixels, 2, S>(v, row, job.xs[3], tap_row, job.G);
+        if (job.stride_w == 1)
+          add_three_taps<kPixels, 1, S>(v, row, job.xs[3], tap_row, job.G);
+        else
+          add_three_taps<kPixels, 2, S>(v, row, job.xs[3], tap_row, job.G);
         continue;
       }
       for (int64_t j = cols.first; j < cols.last; ++j) {

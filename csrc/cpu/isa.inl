@@ -23,6 +23,7 @@
 #include "pool.inl"
 #include "avg_pool.inl"
 #include "max_pool.inl"
+#include "max_pool_grad.inl"
 #include "add.inl"
 
 namespace fastconv::FASTCONV_NS {

@@ -22,12 +22,10 @@ struct Cpu {
 
   // The kernel counts places from a window's first tap on in 32 bits.
   static void check_places(const PoolJob& job) {
-    const PoolAxis &rows = job.p.rows, &cols = job.p.cols;
-    const int64_t last = (rows.k - 1) * rows.dil * cols.in + (cols.k - 1) * cols.dil;
     check(
-        job.index_type != IndexType::flat64 || last <= INT32_MAX,
+        job.index_type != IndexType::flat64 || window_span(job.p) <= INT32_MAX,
         "max_pool2d: a window that spans more than 2^31 - 1 places of a plane has no indices, got ",
-        "kernel_size=(", rows.k, ", ", cols.k, ") with rows of ", cols.in);
+        "kernel_size=(", job.p.rows.k, ", ", job.p.cols.k, ") with rows of ", job.p.cols.in);
   }
 
   using Run = void (*)(const PoolJob&, void* scratch, int64_t begin, int64_t end);
