@@ -114,15 +114,19 @@ inline void winograd_multiply(const TapConv& job, const WinogradBlocking& b, con
     const int64_t begin = t.begin(last_h, last_w), n = t.end(last_h, last_w) - begin;
     const int64_t groups = ceil_div(n, kTile);
     at.w = to.w + b.form.weight_of(xi) * b.u_point, at.acc = to.acc + xi * b.m_point;
-    // Weights of the next point, a share per tile.
-    const char* next = (const char*)(at.w + b.u_point);
-    const int64_t lines = b.prefetch && xi + 1 < b.form.points() ? ceil_div(b.u_point, 16) : 0;
+    Ahead ahead = {};
+    if (xi + 1 < b.form.points()) {
+      const float* w = to.w + b.form.weight_of(xi + 1) * b.u_point;
+      const int64_t f = sizeof(float);
+      for (int i = 0; w != at.w && i < (to.vectors + 1) / 2; ++i)
+        ahead.add(w + i * to.next_w, (last - c0) * L * f);
+      ahead.add(v + (xi + 1) * b.v_point + c0 * tiles, (last - c0) * tiles * f);
+    }
     for (int64_t group = 0; group < groups; ++group) {
-      for (int64_t i = lines * group / groups; i < lines * (group + 1) / groups; ++i)
-        __builtin_prefetch(next + i * 64);
       const int64_t low = begin + n * group / groups, high = begin + n * (group + 1) / groups;
       const float* x[kTile];
       for (int64_t k = 0; k < high - low; ++k) x[k] = v + xi * b.v_point + (low + k) * W;
+      at.ahead = ahead.take(last - c0);
       fma_tile<float>((int)(high - low), x, runs, run_count, at, low * L, c0 > 0);
       ran |= 1u << (high - low - 1);
     }

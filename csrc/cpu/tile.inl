@@ -33,6 +33,7 @@ inline int tile_vectors(int64_t lanes) {
 }
 
 // The panels of a tile: weights and accumulators of the first, and how far those of the second are.
+// And what a later tile reads, asked for a line per product; null: nothing.
 template <class T>
 struct TilePanels {
   int vectors;
@@ -40,12 +41,43 @@ struct TilePanels {
   int64_t next_w;
   T* acc;
   int64_t next_acc;
+  const char* ahead;
+};
+
+// Memory that the tiles of the next point or chunk read, for those of this one to ask for. A core
+// does not look as far ahead as L3 is away (3x3 256->256 @56 on Emerald Rapids: 0.78 of the FMA
+// peak in the tiles, 0.89 so; a line per product, as a burst of lines holds up the loads behind it;
+// into L2, as it is too early for L1).
+struct Ahead {
+  static constexpr int64_t kLine = 64;
+  struct Stream {
+    const char* at;
+    int64_t lines;
+  } streams[3];
+  int added, taken;
+
+  FASTCONV_INLINE void add(const void* from, int64_t bytes) {
+    streams[added++] = {(const char*)from, (bytes + kLine - 1) / kLine};
+  }
+  // For a tile of so many products.
+  FASTCONV_INLINE const char* take(int64_t products) {
+    while (taken < added && streams[taken].lines <= 0) ++taken;
+    if (taken == added) return nullptr;
+    Stream& s = streams[taken];
+    const char* at = s.at;
+    s.at += products * kLine, s.lines -= products;
+    return at;
+  }
 };
 
 template <class T, int J, int V>
-FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_count, const T* w,
-                              int64_t next, Vec<T> (&sums)[V][J]) {
+FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_count,
+                              const TilePanels<T>& to, Vec<T> (&sums)[V][J]) {
   constexpr int W = kW<T>;
+  const T* w = to.w;
+  const int64_t next = to.next_w;
+  const char* ahead = to.ahead ? to.ahead : (const char*)w;
+  const int64_t ahead_step = to.ahead ? Ahead::kLine : 0;
   const T* base[J];
 #pragma GCC unroll 6
   for (int j = 0; j < J; ++j) {
@@ -75,6 +107,8 @@ FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_co
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) wv[v] = load<T>(w + v / 2 * next + v % 2 * W);
       w += 2 * W;
+      __builtin_prefetch(ahead, 0, 2);
+      ahead += ahead_step;
 #pragma GCC unroll 6
       for (int j = 0; j < J; ++j) {
         const Vec<T> b = broadcast<T>(base[j][o]);
@@ -94,7 +128,7 @@ __attribute__((noinline)) void fma_tile(const T* const* x, const Run* runs, int6
                                         const TilePanels<T>& to, int64_t at, bool accumulate) {
   constexpr int W = kW<T>;
   Vec<T> sums[V][J];
-  sum_tile<T, J, V>(x, runs, run_count, to.w, to.next_w, sums);
+  sum_tile<T, J, V>(x, runs, run_count, to, sums);
 #pragma GCC unroll 6
   for (int j = 0; j < J; ++j)
 #pragma GCC unroll 4

@@ -98,7 +98,6 @@ struct WinogradBlocking {
   int64_t chunks, panels, panel_blocks;  // panels of output channels of a task
   int64_t tasks;
   bool packed;  // weights are transformed before, else in the loop
-  bool prefetch;
   // Floats: of a vector, between points, and of the whole.
   int64_t lanes, u_point, u_chunk, v_point, m_point, a_point;
   int64_t segment, segments;  // weight gradient: blocks whose transformed operands exist at once
@@ -109,9 +108,6 @@ struct WinogradBlocking {
 // Floats that fill an odd number of cache lines: the points of a tile must not share one L1 set.
 static inline int64_t odd_lines(int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; }
 
-// Transformed weights that stream from memory (16 MB) are asked for ahead: 512 channels @28 gained
-// 9 %, while 256 @14, in L3, lost 12 % to the extra instructions.
-constexpr int64_t kPrefetchFloats = 4 << 20;
 constexpr int64_t kGradChannels = 64;        // of a task of the weight gradient: its sums fit L2
 constexpr int64_t kSegmentFloats = 6 << 20;  // of transformed operands of the weight gradient
 // Tiles of a block: of 36 points 18 to 72 are within 3 %.
@@ -158,7 +154,6 @@ static inline WinogradBlocking winograd_blocking(const TapConv& job, int64_t pan
   b.packed = b.blocks > 2 * job.G;
   b.u_point = odd_lines(b.chunk * panel);
   b.u_chunk = b.form.weights() * b.u_point;
-  b.prefetch = job.G * ceil_div(job.K, panel) * b.chunks * b.u_chunk > kPrefetchFloats;
   b.m_point = odd_lines(panel * b.most_tiles());
   return b;
 }

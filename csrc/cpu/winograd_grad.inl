@@ -101,14 +101,22 @@ inline void winograd_grad_multiply(const WeightGrad& job, const WinogradBlocking
       }
       const float* w = a + ((at * panels + panel) * points + xi) * b.a_point + begin * L;
       const float* from = v + (at * points + xi) * b.v_point;
-      const TilePanels<float> to = {vectors, w, points * b.a_point, z + weight * b.m_point,
-                                    points * b.m_point};
+      TilePanels<float> to = {vectors, w, points * b.a_point, z + weight * b.m_point,
+                              points * b.m_point};
+      Ahead ahead = {};
+      if (xi + 1 < points) {
+        const int64_t f = sizeof(float);
+        for (int i = 0; i < (vectors + 1) / 2; ++i)
+          ahead.add(w + (i * points + 1) * b.a_point, t.tiles() * L * f);
+        ahead.add(from + b.v_point + c0 * t.tiles(), cn * t.tiles() * f);
+      }
       const int64_t groups = ceil_div(cn, kTile);
       for (int64_t group = 0; group < groups; ++group) {
         const int64_t low = cn * group / groups, high = cn * (group + 1) / groups;
         const float* x[kTile];
         for (int64_t c = low; c < high; ++c)
           x[c - low] = from + (c0 + c) / W * t.tiles() * W + (c0 + c) % W;
+        to.ahead = ahead.take(run.count);
         fma_tile<float>((int)(high - low), x, &run, 1, to, low * L, !starts);
         ran |= 1u << (high - low - 1);
       }
