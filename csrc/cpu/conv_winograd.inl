@@ -60,29 +60,45 @@ inline void winograd_pack(const TapConv& job, const WinogradBlocking& b, float* 
                           u + (i * b.chunks + chunk) * b.u_chunk);
 }
 
-// V of a block, vectors [begin, end) of channels; of a TapConv or WeightGrad.
+// V of a block, vectors [begin, end) of channels; of a TapConv or WeightGrad. Tiles inside a
+// channel-last image are read where they lie.
 template <class S, class Job>
 inline void winograd_input(const Job& job, const WinogradBlocking& b, const TileBlock& t,
                            float* slab_data, float* v, int64_t begin, int64_t end) {
   constexpr int W = kW<float>;
-  const int64_t stride = b.form.stride;
-  const int64_t rows = t.rows.start(t.rows.count() - 1) * stride + b.form.side();
-  const int64_t cols = t.cols.start(t.cols.count() - 1) * stride + b.form.side();
-  const int64_t tiles = t.tiles();
+  const int64_t stride = b.form.stride, side = b.form.side(), tiles = t.tiles();
+  const int64_t p0 = t.p0 * stride + job.rows.offset, q0 = t.q0 * stride + job.cols.offset;
+  const int64_t rows = t.rows.start(t.rows.count() - 1) * stride + side;
+  const int64_t cols = t.cols.start(t.cols.count() - 1) * stride + side;
   const S* x_end = input_end<S>(job);
-  const Slab<float> slab = {slab_data, 1, cols * W, W};
   for (int64_t cv = begin; cv < end; ++cv)
     for (int64_t n = 0; n < t.images; ++n) {
       const S* x = (const S*)job.x + (t.n0 + n) * job.xs[0] + (t.g * job.C + cv * W) * job.xs[1];
-      fill_slab<S>(slab, x, job.xs, min64(W, job.C - cv * W), job.H, job.W,
-                   t.p0 * stride + job.rows.offset, rows, t.q0 * stride + job.cols.offset, cols,
-                   x_end);
+      const int64_t cn = min64(W, job.C - cv * W);
+      auto fill = [&](const Slab<float>& slab, int64_t h, int64_t slab_h, int64_t w,
+                      int64_t slab_w) {
+        fill_slab<S>(slab, x, job.xs, cn, job.H, job.W, h, slab_h, w, slab_w, x_end);
+      };
+      const bool in_place = sizeof(S) == sizeof(float) && job.xs[1] == 1 && cn == W;
+      const Slab<float> all = {slab_data, 1, cols * W, W}, one = {slab_data, 1, side * W, W};
+      if (!in_place) fill(all, p0, rows, q0, cols);
       for (int64_t i = 0; i < t.rows.count(); ++i)
         for (int64_t j = 0; j < t.cols.count(); ++j) {
-          const float* from =
-              slab.data + (t.rows.start(i) * slab.h + t.cols.start(j) * slab.w) * stride;
+          const int64_t top = t.rows.start(i) * stride, left = t.cols.start(j) * stride;
+          const int64_t h = p0 + top, w = q0 + left;
+          Slab<float> from = all;
+          if (!in_place) {
+            from.data += top * all.h + left * all.w;
+          } else if (h >= 0 && h + side <= job.H && w >= 0 && w + side <= job.W) {
+            from = {(float*)x + h * job.xs[2] + w * job.xs[3], 1, job.xs[2], job.xs[3]};
+          } else {
+            fill(one, h, side, w, side);
+            from = one;
+          }
           float* to = v + (cv * tiles + t.index(n, i, j)) * W;
-          by_form(b.form, [&](auto f) { input_tile<decltype(f)>(from, slab.h, to, b.v_point); });
+          by_form(b.form, [&](auto f) {
+            input_tile<decltype(f)>(from.data, from.h, from.w, to, b.v_point);
+          });
         }
     }
 }
@@ -134,12 +150,12 @@ inline void winograd_multiply(const TapConv& job, const WinogradBlocking& b, con
   mark_tiles<float>(ran, false, to.vectors);
 }
 
-// The outputs of a block once more by the direct kernel, into those of its tiles that are bad.
+// The outputs of a block once more by the direct kernel, to y where its tiles are bad.
 template <class S>
 inline void winograd_again(const TapConv& job, const WinogradBlocking& b, const TileBlock& t,
                            int64_t panel, void* scratch, const WinogradScratch& at) {
   constexpr int W = kW<float>, L = kPanel<float>;
-  float *y = (float*)((char*)scratch + at.outputs), *again = (float*)((char*)scratch + at.again);
+  float* again = (float*)((char*)scratch + at.again);
   float* weights = (float*)((char*)scratch + at.weights);
   Run* runs = (Run*)((char*)scratch + at.runs);
   const char* bad = (const char*)scratch + at.bad;
@@ -158,41 +174,104 @@ inline void winograd_again(const TapConv& job, const WinogradBlocking& b, const 
       const int vectors = tile_vectors<float>(min64(L, job.K - panel * L));
       accumulate_block(job, slab, P, Q, runs, run_count, {vectors, weights, 0, again, 0}, c0 > 0);
     }
+    const PanelStore<S> to = panel_store<S>(job, t.n0 + n, t.g, panel);
     for (int64_t i = 0; i < t.rows.count(); ++i)
       for (int64_t j = 0; j < t.cols.count(); ++j) {
         if (!bad[t.index(n, i, j)]) continue;
         for (int64_t row = 0; row < t.rows.size(i); ++row) {
-          const int64_t pixel = (t.rows.start(i) + row) * Q + t.cols.start(j);
-          __builtin_memcpy(y + (n * P * Q + pixel) * L, again + pixel * L,
-                           t.cols.size(j) * L * sizeof(float));
+          const int64_t p = t.rows.start(i) + row, q = t.cols.start(j);
+          store_panel<S>(to, again + (p * Q + q) * L, t.p0 + p, t.q0 + q, 1, t.cols.size(j));
         }
       }
   }
 }
 
-// M to the outputs of every tile; true where one is not finite.
-inline bool winograd_outputs(const WinogradBlocking& b, const TileBlock& t, const float* m,
-                             float* y, char* bad, int64_t lanes) {
+// An output of a tile to [pixel][kPanel].
+struct PutPixel {
+  float* y;
+  int64_t row, col;
+
+  FASTCONV_INLINE void operator()(int i, int j, Lane v) const {
+    store<float>(y + i * row + j * col, v);
+  }
+};
+
+// To a channel-last y, with the epilogue.
+struct PutChannels {
+  float* y;
+  const float* residual;  // may be null
+  int64_t y_row, y_col, r_row, r_col;
+  Lane bias;
+  Activation activation;
+
+  FASTCONV_INLINE void operator()(int i, int j, Lane v) const {
+    v += bias;
+    if (residual) v += load<float>(residual + i * r_row + j * r_col);
+    store<float>(y + i * y_row + j * y_col, activate<float>(v, activation));
+  }
+};
+
+// M to the outputs of every tile, by put_of(n, p, q, half), image and pixel counted from the
+// block's first. True where one is not finite.
+template <class PutOf>
+inline bool tile_outputs(const WinogradBlocking& b, const TileBlock& t, const float* m, char* bad,
+                         int64_t lanes, const PutOf& put_of) {
   constexpr int W = kW<float>, L = kPanel<float>;
-  const int64_t P = t.rows.outputs, Q = t.cols.outputs;
   bool any = false;
   for (int64_t n = 0; n < t.images; ++n)
     for (int64_t i = 0; i < t.rows.count(); ++i)
       for (int64_t j = 0; j < t.cols.count(); ++j) {
-        const int64_t tile = t.index(n, i, j);
-        float* to = y + (n * P * Q + t.rows.start(i) * Q + t.cols.start(j)) * L;
-        const int64_t rows = t.rows.size(i), cols = t.cols.size(j);
+        const int64_t tile = t.index(n, i, j), rows = t.rows.size(i), cols = t.cols.size(j);
         Lane sum = {};
         for (int half = 0; half < lanes; half += W) {
           const float* from = m + tile * L + half;
+          const auto put = put_of(n, t.rows.start(i), t.cols.start(j), half);
           sum += by_form(b.form, [&](auto f) {
-            return output_tile<decltype(f)>(from, b.m_point, to + half, Q * L, L, rows, cols);
+            return output_tile<decltype(f)>(from, b.m_point, rows, cols, put);
           });
         }
         bad[tile] = !__builtin_isfinite(FASTCONV_NS::sum<float>(sum));
         any |= bad[tile];
       }
   return any;
+}
+
+// M of a panel to y. Whole vectors of a channel-last y are stored from registers.
+template <class S>
+inline void winograd_outputs(const TapConv& job, const WinogradBlocking& b, const TileBlock& t,
+                             int64_t panel, const float* m, void* scratch,
+                             const WinogradScratch& at) {
+  constexpr int W = kW<float>, L = kPanel<float>;
+  const PanelStore<S> to = panel_store<S>(job, t.n0, t.g, panel);
+  const int64_t lanes = to.lanes, P = t.rows.outputs, Q = t.cols.outputs;
+  char* bad = (char*)scratch + at.bad;
+  bool again;
+  if (sizeof(S) == sizeof(float) && lanes % W == 0 && to.y_k == 1 &&
+      (!to.residual || to.r_k == 1) && to.activation != Activation::sigmoid) {
+    const Activation activation =
+        to.activation == Activation::relu ? Activation::relu : Activation::none;
+    float bias[L] = {};
+    for (int64_t k = 0; to.bias && k < lanes; ++k) bias[k] = widen(to.bias[k * to.bias_s]);
+    const PutChannels first = {
+        (float*)to.y, (const float*)to.residual, to.y_p, to.y_q, to.r_p, to.r_q, {}, activation};
+    again = tile_outputs(b, t, m, bad, lanes, [&](int64_t n, int64_t p, int64_t q, int half) {
+      p += t.p0, q += t.q0;
+      PutChannels put = first;
+      put.y += n * job.ys[0] + p * to.y_p + q * to.y_q + half;
+      if (put.residual) put.residual += n * job.rs[0] + p * to.r_p + q * to.r_q + half;
+      put.bias = load<float>(bias + half);
+      return put;
+    });
+  } else {
+    float* y = (float*)((char*)scratch + at.outputs);
+    again = tile_outputs(b, t, m, bad, lanes, [&](int64_t n, int64_t p, int64_t q, int half) {
+      return PutPixel{y + (n * P * Q + p * Q + q) * L + half, Q * L, L};
+    });
+    for (int64_t n = 0; n < t.images; ++n)
+      store_panel<S>(panel_store<S>(job, t.n0 + n, t.g, panel), y + n * P * Q * L, t.p0, t.q0, P,
+                     Q);
+  }
+  if (again) winograd_again<S>(job, b, t, panel, scratch, at);
 }
 
 // A task: (block, range of panels), panels fastest. Null `packed`: weights are transformed here.
@@ -203,7 +282,7 @@ inline void winograd_run(const TapConv& job, const WinogradBlocking& b, const fl
   constexpr int L = kPanel<float>;
   const WinogradScratch at = winograd_scratch(job, b);
   char* own = (char*)scratch;
-  float *m = (float*)(own + at.m), *u = (float*)(own + at.u), *y = (float*)(own + at.outputs);
+  float *m = (float*)(own + at.m), *u = (float*)(own + at.u);
   const int64_t panels = ceil_div(job.K, L);
   int64_t filled = -1;
   TileBlock t = {};
@@ -232,15 +311,8 @@ inline void winograd_run(const TapConv& job, const WinogradBlocking& b, const fl
                                 u + (i - panel) * b.u_chunk);
         winograd_multiply(job, b, t, v, chunk * b.chunk, to, (Run*)(own + at.runs));
       }
-      for (int64_t i = panel; i < next; ++i) {
-        const float* from = m + (i - panel) * m_panel;
-        if (winograd_outputs(b, t, from, y, own + at.bad, min64(L, job.K - i * L)))
-          winograd_again<S>(job, b, t, i, own, at);
-        for (int64_t n = 0; n < t.images; ++n)
-          store_panel<S>(panel_store<S>(job, t.n0 + n, t.g, i),
-                         y + n * t.rows.outputs * t.cols.outputs * L, t.p0, t.q0, t.rows.outputs,
-                         t.cols.outputs);
-      }
+      for (int64_t i = panel; i < next; ++i)
+        winograd_outputs<S>(job, b, t, i, m + (i - panel) * m_panel, own, at);
     }
   }
 }

@@ -54,18 +54,23 @@ inline void winograd_grad_inputs(const WeightGrad& job, const WinogradBlocking& 
     const int64_t k0 = (vector - vectors) * W, panel = k0 / L;
     if (k0 >= job.K) continue;  // the other half of the last panel: its products are not used
     float* to = a + (at * panels + panel) * points * b.a_point + k0 % L;
-    const Slab<float> slab = {slab_data, 1, t.cols.outputs * W, W};
+    const int64_t kn = min64(W, job.K - k0);
+    const bool in_place = sizeof(S) == sizeof(float) && job.dys[1] == 1 && kn == W;
     for (int64_t n = 0; n < t.images; ++n) {
       const S* dy = (const S*)job.dy + (t.n0 + n) * job.dys[0] + (t.g * job.K + k0) * job.dys[1];
-      fill_slab<S>(slab, dy, job.dys, min64(W, job.K - k0), job.P, job.Q, t.p0, t.rows.outputs,
-                   t.q0, t.cols.outputs, dy_end);
+      Slab<float> slab = {slab_data, 1, t.cols.outputs * W, W};
+      if (in_place)
+        slab = {(float*)dy + t.p0 * job.dys[2] + t.q0 * job.dys[3], 1, job.dys[2], job.dys[3]};
+      else
+        fill_slab<S>(slab, dy, job.dys, kn, job.P, job.Q, t.p0, t.rows.outputs, t.q0,
+                     t.cols.outputs, dy_end);
       for (int64_t i = 0; i < t.rows.count(); ++i)
         for (int64_t j = 0; j < t.cols.count(); ++j) {
           const float* from = slab.data + t.rows.start(i) * slab.h + t.cols.start(j) * slab.w;
           float* tile = to + t.index(n, i, j) * L;
           const int64_t rows = t.rows.size(i), cols = t.cols.size(j);
           by_form(b.form, [&](auto f) {
-            grad_tile<decltype(f)>(from, slab.h, rows, cols, tile, b.a_point);
+            grad_tile<decltype(f)>(from, slab.h, slab.w, rows, cols, tile, b.a_point);
           });
         }
     }

@@ -186,17 +186,16 @@ FASTCONV_INLINE void tap_axis(const Lane* z, Lane* g) {
   }
 }
 
-// One tile of inputs, W channels: d[i * row + j * W] to v[(i * points + j) * point].
+// One tile of inputs, W channels: d[i * row + j * col] to v[(i * points + j) * point].
 template <class F>
-inline void input_tile(const float* d, int64_t row, float* v, int64_t point) {
+inline void input_tile(const float* d, int64_t row, int64_t col, float* v, int64_t point) {
   constexpr int kPoints = F::kPoints;
-  constexpr int W = kW<float>;
   Lane half[kPoints][kPoints];
 #pragma GCC unroll 9
   for (int j = 0; j < kPoints; ++j) {
     Lane in[kPoints], out[kPoints];
 #pragma GCC unroll 9
-    for (int i = 0; i < kPoints; ++i) in[i] = load<float>(d + i * row + j * W);
+    for (int i = 0; i < kPoints; ++i) in[i] = load<float>(d + i * row + j * col);
     input_axis<F>(in, out);
 #pragma GCC unroll 9
     for (int i = 0; i < kPoints; ++i) half[i][j] = out[i];
@@ -233,11 +232,10 @@ inline void weight_tile(const float* g, int64_t step, float* u, int64_t point) {
   }
 }
 
-// One tile of outputs, W channels: m[xi * point] to the first rows x cols of y[i * row + j * col].
+// One tile of outputs, W channels: m[xi * point] to put(i, j, output), i < rows and j < cols.
 // Returns the sum of those: not finite where one of them is not.
-template <class F>
-inline Lane output_tile(const float* m, int64_t point, float* y, int64_t row, int64_t col,
-                        int64_t rows, int64_t cols) {
+template <class F, class Put>
+inline Lane output_tile(const float* m, int64_t point, int64_t rows, int64_t cols, const Put& put) {
   constexpr int kPoints = F::kPoints, kM = F::kM;
   Lane half[kM][kPoints], sum = {};
 #pragma GCC unroll 9
@@ -257,27 +255,26 @@ inline Lane output_tile(const float* m, int64_t point, float* y, int64_t row, in
 #pragma GCC unroll 4
     for (int j = 0; j < kM; ++j) {
       if (j >= cols) break;
-      store<float>(y + i * row + j * col, out[j]);
+      put(i, j, out[j]);
       sum += out[j];
     }
   }
   return sum;
 }
 
-// One tile of output gradients, of which rows x cols are there: d[i * row + j * W] to
+// One tile of output gradients, of which rows x cols are there: d[i * row + j * col] to
 // v[xi * point].
 template <class F>
-inline void grad_tile(const float* d, int64_t row, int64_t rows, int64_t cols, float* v,
-                      int64_t point) {
+inline void grad_tile(const float* d, int64_t row, int64_t col, int64_t rows, int64_t cols,
+                      float* v, int64_t point) {
   constexpr int kPoints = F::kPoints, kM = F::kM;
-  constexpr int W = kW<float>;
   Lane half[kPoints][kM];
 #pragma GCC unroll 4
   for (int j = 0; j < kM; ++j) {
     Lane in[kM], out[kPoints];
 #pragma GCC unroll 4
     for (int i = 0; i < kM; ++i)
-      in[i] = i < rows && j < cols ? load<float>(d + i * row + j * W) : Lane{};
+      in[i] = i < rows && j < cols ? load<float>(d + i * row + j * col) : Lane{};
     grad_axis<F>(in, out);
 #pragma GCC unroll 9
     for (int i = 0; i < kPoints; ++i) half[i][j] = out[i];
