@@ -63,13 +63,20 @@ inline int64_t make_runs(const TapConv& job, const Slab<T>& slab, int64_t c0, in
   return n;
 }
 
+inline int64_t products(const Run* runs, int64_t run_count) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < run_count; ++i) n += runs[i].count;
+  return n;
+}
+
 // Accumulates one chunk into all pixels of a block.
 template <class T>
 inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t rows, int64_t cols,
-                             const Run* runs, int64_t run_count, const TilePanels<T>& to,
-                             bool accumulate) {
+                             const Run* runs, int64_t run_count, TilePanels<T> to, bool accumulate,
+                             Ahead ahead = {}) {
   const int64_t pixels = rows * cols, tiles = ceil_div(pixels, kTile);
   const int64_t row_step = job.stride_h * slab.h, col_step = job.stride_w * slab.w;
+  const int64_t count = products(runs, run_count);
   const T* x[kTile];
   int64_t m = 0, i = 0, j = 0;
   uint32_t ran = 0;
@@ -80,6 +87,7 @@ inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t ro
       x[k] = slab.data + i * row_step + j * col_step;
       if (++j == cols) j = 0, ++i;
     }
+    to.ahead = ahead.take(count);
     fma_tile<T>(J, x, runs, run_count, to, m * kPanel<T>, accumulate);
     ran |= 1u << (J - 1);
     m = end;
@@ -178,8 +186,18 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
           for (int64_t i = panel; i < next; ++i)
             pack_weights<S>(job, {g, i, c0, cn}, weights + (i - panel) * size);
         }
+        Ahead ahead = {};
+        if (packed && c0 + cn < job.C) {
+          const int64_t bytes = min64(b.chunk, job.C - c0 - cn) * taps * L * (int64_t)sizeof(T);
+          for (int64_t i = 0; i < next - panel; ++i)
+            ahead.add(tile.w + i * panel_size + size, bytes);
+        } else if (packed && next < last) {
+          const int64_t bytes = min64(b.chunk, job.C) * taps * L * (int64_t)sizeof(T);
+          for (int64_t i = next; i < min64(next + 2, last); ++i)
+            ahead.add((const T*)packed + (g * panels + i) * panel_size, bytes);
+        }
         if (!in_tiles)
-          accumulate_block(job, slab, rows, cols, runs, run_count, tile, c0 > 0);
+          accumulate_block(job, slab, rows, cols, runs, run_count, tile, c0 > 0, ahead);
         else if (vectors == 2)
           store_tiles<S, 2>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0);
         else if constexpr (kPairs)
