@@ -46,7 +46,7 @@ ConvProblem make_conv_problem(const int64_t input_sizes[4], const int64_t weight
   check_settings(s);
   const int64_t N = input_sizes[0], C = input_sizes[1], H = input_sizes[2], W = input_sizes[3];
   const int64_t K = weight_sizes[0], R = weight_sizes[2], S = weight_sizes[3];
-  const std::string x = shape(input_sizes, 4), w = shape(weight_sizes, 4);
+  const Shape x = shape(input_sizes, 4), w = shape(weight_sizes, 4);
   check(K > 0 && R > 0 && S > 0 && weight_sizes[1] > 0,
         "conv2d: weight must have no empty dimension, got weight of size ", w);
   check(C > 0 && H >= 0 && W >= 0, "conv2d: input must have no empty dimension but the batch, got ",

@@ -47,12 +47,14 @@ inline const Schema kSchemas[] = {
     {"activation_grad", "(Tensor grad, Tensor output, int activation) -> Tensor"},
 };
 
-// Of the CPU, for layers whose weights do not change: packed by the one, used by the other.
+// Of the CPU, for layers whose weights do not change: packed by the one, used by the other. The
+// window is in the packed tensor, as each number among the arguments costs 0.2 us; the output's
+// size is for those who do not see its values.
 inline const Schema kPackedSchemas[] = {
     {"conv2d_pack", "(Tensor input, Tensor weight, " CONV_WINDOW ") -> Tensor"},
     {"conv2d_packed",
-     "(Tensor input, Tensor weight, Tensor packed, Tensor? bias, Tensor? residual, " CONV_WINDOW
-     ", int activation) -> Tensor"},
+     "(Tensor input, Tensor weight, Tensor packed, Tensor? bias, Tensor? residual, "
+     "SymInt height, SymInt width, int activation) -> Tensor"},
 };
 
 template <class Library>

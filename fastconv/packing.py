@@ -20,7 +20,6 @@ from . import _C  # noqa: F401  registers torch.ops.fastconv
 from .backend import current_backend
 from .ops.sizes import (
     activation_code,
-    autocast_enabled,
     conv_padding,
     conv_shape,
     empty,
@@ -30,13 +29,14 @@ from .ops.sizes import (
 _pack = torch.ops.fastconv.conv2d_pack.default
 _packed = torch.ops.fastconv.conv2d_packed.default
 _HEAD = 64  # elements that say what is packed: csrc/cpu/conv.cpp
+_LARGEST = 2**24  # number of a window that the head holds
 _PROBLEMS = 64  # remembered by a layer; those that agree in their head share one tensor
 _caches: weakref.WeakSet[WeightCache] = weakref.WeakSet()
 
 
 @torch.library.register_fake("fastconv::conv2d_packed")
-def _packed_fake(input, weight, packed, bias, residual, *settings):
-    return empty(input, conv_shape(input.shape, weight.shape, settings[:9]))
+def _packed_fake(input, weight, packed, bias, residual, height, width, activation):
+    return empty(input, [input.shape[0], weight.shape[0], height, width])
 
 
 def _limit() -> int:
@@ -52,18 +52,24 @@ class WeightCache:
 
     def __init__(self, weight: Tensor) -> None:
         self.address, self.version = weight.data_ptr(), weight._version
-        # problem -> (packed weights, the window's numbers)
-        self.problems: dict[tuple, tuple[Tensor, tuple]] = {}
+        # problem -> packed weights, the output's height and width
+        self.problems: dict[tuple, tuple[Tensor, int, int]] = {}
         _caches.add(self)
 
     def holds(self, weight: Tensor) -> bool:
-        return self.address == weight.data_ptr() and self.version == weight._version
+        return (
+            self.address == weight.data_ptr()
+            and not weight.is_inference()  # it has no version counter
+            and self.version == weight._version
+        )
 
     def tensors(self) -> list[Tensor]:
-        return list({id(t): t for t, _ in self.problems.values()}.values())
+        return list({id(t): t for t, *_ in self.problems.values()}.values())
 
     def add(self, problem: tuple, weight: Tensor, input: Tensor, window: tuple) -> bool:
         """Packs the weights for a problem; False where they are past the limit."""
+        if max(window) > _LARGEST:
+            return False
         if len(self.problems) >= _PROBLEMS:
             self.problems.clear()
         packed = _pack(input, weight, *window)
@@ -74,7 +80,8 @@ class WeightCache:
         else:
             if cache_size() + packed.nbytes > _limit():
                 return False
-        self.problems[problem] = packed, window
+        size = conv_shape(input.shape, weight.shape, window)
+        self.problems[problem] = packed, size[2], size[3]
         return True
 
 
@@ -84,45 +91,45 @@ def cached_conv2d(
     """The layer's output by its packed weights; None where they do not serve this call."""
     plain = (
         type(input) is Tensor
-        and input.dim() == 4
-        and input.device.type == "cpu" == weight.device.type
-        and input.dtype == weight.dtype
-        and layer.padding_mode == "zeros"
+        and input.is_cpu
+        and not (torch.is_grad_enabled() and _needs_grad(input, weight, bias, residual))
         and not torch.compiler.is_compiling()
-        and not _needs_grad(input, weight, bias, residual)
-        and not autocast_enabled(input)
+        and not torch.is_autocast_enabled("cpu")
         and current_backend() in (None, "cpu")
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._get_tracing_state() is None
         and forward_ad._current_level < 0
-        and not weight.is_inference()  # it has no version counter
     )
     if not plain:
         return None
     attributes = layer.__dict__
     cache = attributes.get("_weight_cache")
     if cache is None or not cache.holds(weight):
+        if not weight.is_cpu or weight.is_inference():
+            return None
         cache = attributes["_weight_cache"] = WeightCache(weight)
-    settings = layer.stride, layer.padding, layer.dilation, layer.groups
-    problem = input.shape, input.stride(), settings
-    if (found := cache.problems.get(problem)) is None:
-        if _limit() == 0:
+    problem = (
+        input.shape, input.stride(), input.dtype,
+        layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode,
+    )  # fmt: skip
+    found = cache.problems.get(problem)
+    if found is None:
+        fits = input.dim() == 4 and input.dtype == weight.dtype and layer.padding_mode == "zeros"
+        if not fits or _limit() == 0:
             return None
         stride, dilation = pair(layer.stride, "stride"), pair(layer.dilation, "dilation")
         pads = conv_padding(layer.padding, weight.shape[2:], stride, dilation)
-        window = (*stride, *pads, *dilation, layer.groups)
-        if not cache.add(problem, weight, input, window):
+        if not cache.add(problem, weight, input, (*stride, *pads, *dilation, layer.groups)):
             return None
         found = cache.problems[problem]
-    packed, window = found
-    return _packed(
-        input, weight, packed, bias, residual, *window, activation_code(layer.activation)
-    )
+    packed, height, width = found
+    activation = activation_code(layer.activation)
+    return _packed(input, weight, packed, bias, residual, height, width, activation)
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return any(t is not None and t.requires_grad for t in tensors)
 
 
 def clear_cache(module: torch.nn.Module) -> None:

@@ -99,7 +99,7 @@ class Convolution(NamedTuple):
         if not packed:
             return lambda: ops.conv2d_raw(x, weight, None, None, *numbers, 0, 0)
         kept = ops.conv2d_pack(x, weight, *numbers)
-        return lambda: ops.conv2d_packed(x, weight, kept, None, None, *numbers, 0)
+        return lambda: ops.conv2d_packed(x, weight, kept, None, None, p, q, 0)
 
 
 @dataclass(frozen=True)

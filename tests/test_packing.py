@@ -133,7 +133,7 @@ def test_weights_of_another_problem_are_refused():
     x = torch.randn(1, 16, 9, 11)
     packed = torch.ops.fastconv.conv2d_pack(x[:, : other.in_channels], other.weight, *window)
     with pytest.raises(RuntimeError, match="another problem"):
-        torch.ops.fastconv.conv2d_packed(x, conv.weight, packed, None, None, *window, 0)
+        torch.ops.fastconv.conv2d_packed(x, conv.weight, packed, None, None, 9, 11, 0)
 
 
 def test_opcheck():
@@ -141,7 +141,7 @@ def test_opcheck():
     window = (1, 1, 1, 1, 1, 1, 1, 1, 1)
     packed = torch.ops.fastconv.conv2d_pack(x, conv.weight, *window)
     residual = torch.randn(1, 24, 9, 11)
-    arguments = (x, conv.weight, packed, conv.bias, residual, *window, 1)
+    arguments = (x, conv.weight, packed, conv.bias, residual, 9, 11, 1)
     torch.library.opcheck(torch.ops.fastconv.conv2d_packed.default, arguments)
 
 

@@ -39,25 +39,50 @@ TapConv forward_job(const ConvProblem& p, const View& x, const View& w) {
 
 const PlanRow& forward_plan(const ConvProblem& p) { return chosen(p, kCpu, Direction::forward); }
 
-// A tensor of packed weights: its key, then they.
+// A tensor of packed weights: its key and the window, then they.
 constexpr int64_t kPackingHead = 64;  // elements: whole cache lines
+constexpr int kWindow = 9;            // stride, padding, dilation, groups
+
+bool in_double(const Tensor& packed) { return dtype_of(packed, "conv2d_packed") == DType::f64; }
+
+double head_number(const Tensor& packed, int i) {
+  const void* data = packed.const_data_ptr();
+  return in_double(packed) ? ((const double*)data)[i] : ((const float*)data)[i];
+}
+
+bool has_head(const Tensor& packed) {
+  const DType dtype = dtype_of(packed, "conv2d_packed");
+  return packed.dim() == 1 && packed.size(0) >= kPackingHead && packed.stride(0) == 1 &&
+         (dtype == DType::f32 || dtype == DType::f64);
+}
+
+constexpr char kOtherProblem[] = "conv2d_packed: packed holds the weights of another problem";
+
+ConvSettings packed_settings(const Tensor& packed, int64_t activation) {
+  check(has_head(packed), kOtherProblem);
+  int64_t window[kWindow];
+  for (int i = 0; i < kWindow; ++i) {
+    const double number = head_number(packed, kPackingKey + i);
+    check(number >= 0 && number <= 1 << 24, kOtherProblem);
+    window[i] = static_cast<int64_t>(number);
+  }
+  const auto [stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups] = window;
+  return {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, activation};
+}
 
 // The weights in `packed`, once it is seen to be this weight's; null where another plan's.
 const void* unpacked(const Tensor& packed, const TapConv& job, const PlanRow& row) {
   const Packing packing = conv_packing(job, row);
   const bool f64 = job.dtype == DType::f64;
-  bool fits = packed.dim() == 1 && packed.size(0) >= kPackingHead &&
-              dtype_of(packed, "conv2d_packed") == (f64 ? DType::f64 : DType::f32);
-  const void* data = packed.const_data_ptr();
-  auto agrees = [&](int i) {
-    return (f64 ? ((const double*)data)[i] : ((const float*)data)[i]) == packing.key[i];
-  };
+  const char* data = (const char*)packed.const_data_ptr();
+  bool fits = in_double(packed) == f64;
+  auto agrees = [&](int i) { return head_number(packed, i) == packing.key[i]; };
   for (int i = kPackingPlan; fits && i < kPackingKey; ++i) fits = agrees(i);
   bool same_plan = fits;
   for (int i = 0; same_plan && i < kPackingPlan; ++i) same_plan = agrees(i);
   fits = fits && (!same_plan || packed.size(0) == kPackingHead + packing.size);
-  check(fits, "conv2d_packed: packed holds the weights of another problem");
-  return same_plan && packing.size ? (const char*)data + kPackingHead * (f64 ? 8 : 4) : nullptr;
+  check(fits, kOtherProblem);
+  return same_plan && packing.size ? data + kPackingHead * (f64 ? 8 : 4) : nullptr;
 }
 
 Tensor conv2d_forward(const Tensor& input, const Tensor& weight, const Tensor* packed,
@@ -93,13 +118,12 @@ Tensor conv2d_cpu(const Tensor& input, const Tensor& weight, const OptionalTenso
 }
 
 Tensor conv2d_packed_cpu(const Tensor& input, const Tensor& weight, const Tensor& packed,
-                         const OptionalTensor& bias, const OptionalTensor& residual,
-                         int64_t stride_h, int64_t stride_w, int64_t pad_t, int64_t pad_l,
-                         int64_t pad_b, int64_t pad_r, int64_t dil_h, int64_t dil_w, int64_t groups,
-                         int64_t activation) {
-  return conv2d_forward(
-      input, weight, &packed, bias, residual,
-      {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, activation});
+                         const OptionalTensor& bias, const OptionalTensor& residual, int64_t height,
+                         int64_t width, int64_t activation) {
+  const Tensor output =
+      conv2d_forward(input, weight, &packed, bias, residual, packed_settings(packed, activation));
+  check(output.size(2) == height && output.size(3) == width, kOtherProblem);
+  return output;
 }
 
 Tensor conv2d_pack_cpu(const Tensor& input, const Tensor& weight, int64_t stride_h,
@@ -113,11 +137,15 @@ Tensor conv2d_pack_cpu(const Tensor& input, const Tensor& weight, int64_t stride
   const PlanRow& row = forward_plan(p);
   const Packing packing = conv_packing(job, row);
   const int64_t size[1] = {kPackingHead + packing.size}, stride[1] = {1};
+  const int64_t window[kWindow] = {stride_h, stride_w, pad_t, pad_l, pad_b,
+                                   pad_r,    dil_h,    dil_w, groups};
   const bool f64 = p.dtype == DType::f64;
   const Tensor packed = empty(weight, 1, size, stride, torch_dtype(f64 ? DType::f64 : DType::f32));
   want_huge_pages(packed.mutable_data_ptr(), size[0] * (f64 ? 8 : 4));
   for (int i = 0; i < kPackingHead; ++i) {
-    const double value = i < kPackingKey ? (double)packing.key[i] : 0;
+    const double value = i < kPackingKey             ? (double)packing.key[i]
+                         : i < kPackingKey + kWindow ? (double)window[i - kPackingKey]
+                                                     : 0;
     if (f64)
       ((double*)packed.mutable_data_ptr())[i] = value;
     else

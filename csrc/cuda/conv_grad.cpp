@@ -237,7 +237,7 @@ Tensor conv2d_bias_grad_cuda(const Tensor& grad) {
   const Tensor partial = parts(grad, split.splits, K, dtype);
   void* data = partial.mutable_data_ptr();
   const View db = {output.mutable_data_ptr(), {K, 1, 1, 1}, {1, 1, 1, 1}};
-  const std::string words = shape(dy.size, 4);
+  const Shape words = shape(dy.size, 4);
   check_launch(launch_conv_bias_grad({dy, data, split, dtype}, on.place().stream), op, " of ",
                words);
   check_launch(launch_add_parts({data, db, split.splits, dtype}, on.place().stream), op, " of ",
