@@ -1,5 +1,7 @@
 // The arguments of the convolution ops at the torch side, checked once for every backend.
 #pragma once
+#include <tuple>
+
 #include "tensor.h"
 
 namespace fastconv {
@@ -45,6 +47,17 @@ inline ConvProblem conv2d_weight_grad_problem(const Tensor& input, const Tensor&
   const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
   check_size(op, "grad", dy, y_size);
   return p;
+}
+
+// What a weight gradient reads beside dy: the forward's output where the sum before an activation
+// is meant. True where there is such an activation.
+inline bool masked_by_output(const char* op, const Tensor& grad, const OptionalTensor& output,
+                             int64_t activation) {
+  if (activation_of(activation, op) == Activation::none) return false;
+  check(output.has_value(), op, ": an activation's gradient needs its output");
+  check_same(grad, "grad", *output, "output", op);
+  check_size(op, "output", view_of(*output, op, "output"), view_of(grad, op, "grad").size);
+  return true;
 }
 
 }  // namespace fastconv

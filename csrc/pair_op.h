@@ -16,38 +16,44 @@ inline bool dense(const View& v, bool channels_last) {
   return true;
 }
 
-template <class Backend>
-struct PairOps {
-  static Tensor run(const char* op, const Tensor& a, const char* name_a, const Tensor& b,
-                    const char* name_b, int64_t activation, bool grad) {
-    PairJob job = {};
+// The operands checked; the output, of the memory format of a (of b in a gradient), not filled.
+struct PairCall {
+  PairJob job = {};
+  Tensor output;
+
+  PairCall(const char* op, const Tensor& a, const char* name_a, const Tensor& b, const char* name_b,
+           int64_t activation, bool grad)
+      : output(a) {
     job.a = view_of(a, op, name_a), job.b = view_of(b, op, name_b);
     check_same(a, name_a, b, name_b, op);
-    check(activation >= 0 && activation <= 2, op, ": activation code must be 0, 1 or 2, got ",
-          activation);
+    job.activation = activation_of(activation, op);
     for (int i = 0; i < 4; ++i)
       check(job.a.size[i] == job.b.size[i], op, ": ", name_a, " of size ", shape(job.a.size, 4),
             " and ", name_b, " of size ", shape(job.b.size, 4), " must have the same size");
     job.dtype = dtype_of(a, op);
-    job.activation = static_cast<Activation>(activation);
     job.grad = grad;
     const bool last = channels_last(grad ? job.b : job.a);
-    const Tensor output = empty4(a, job.a.size, last, job.dtype);
+    output = empty4(a, job.a.size, last, job.dtype);
     job.out = view_of(output, op, "output");
     job.dense = dense(job.a, last) && dense(job.b, last);
     const int64_t* size = job.a.size;
     job.total = size[0] * size[1] * size[2] * size[3];
-    if (job.total == 0) return output;
-    Backend::run(job, a);
-    return output;
+  }
+};
+
+template <class Backend>
+struct PairOps {
+  static Tensor run(const PairCall& call, const Tensor& operand) {
+    if (call.job.total > 0) Backend::run(call.job, operand);
+    return call.output;
   }
 
   static Tensor residual_add(const Tensor& input, const Tensor& shortcut, int64_t activation) {
-    return run("residual_add", input, "input", shortcut, "shortcut", activation, false);
+    return run({"residual_add", input, "input", shortcut, "shortcut", activation, false}, input);
   }
 
   static Tensor activation_grad(const Tensor& grad, const Tensor& output, int64_t activation) {
-    return run("activation_grad", grad, "grad", output, "output", activation, true);
+    return run({"activation_grad", grad, "grad", output, "output", activation, true}, grad);
   }
 
   template <class Library>

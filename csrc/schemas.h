@@ -30,6 +30,11 @@ inline const Schema kSchemas[] = {
      "(Tensor input, Tensor grad, SymInt kernel_h, SymInt kernel_w, " CONV_WINDOW
      ", int precision) -> Tensor"},
     {"conv2d_bias_grad", "(Tensor grad) -> Tensor"},
+    // Both in as few passes over grad as a backend can; of the sum before an activation, whose
+    // result `output` is.
+    {"conv2d_weight_bias_grad",
+     "(Tensor input, Tensor grad, SymInt kernel_h, SymInt kernel_w, " CONV_WINDOW
+     ", int precision, Tensor? output, int activation) -> (Tensor, Tensor)"},
     {"max_pool2d", "(Tensor input, " MAX_WINDOW ", int ceil_mode) -> Tensor"},
     {"max_pool2d_window", "(Tensor input, " MAX_WINDOW ", int ceil_mode) -> (Tensor, Tensor)"},
     {"max_pool2d_with_indices",
@@ -45,6 +50,8 @@ inline const Schema kSchemas[] = {
     {"adaptive_avg_pool2d_grad", "(Tensor grad, SymInt height, SymInt width) -> Tensor"},
     {"residual_add", "(Tensor input, Tensor shortcut, int activation) -> Tensor"},
     {"activation_grad", "(Tensor grad, Tensor output, int activation) -> Tensor"},
+    // The same, and its sum over n, p and q.
+    {"activation_bias_grad", "(Tensor grad, Tensor output, int activation) -> (Tensor, Tensor)"},
 };
 
 // Of the CPU, for layers whose weights do not change: packed by the one, used by the other. The

@@ -79,6 +79,11 @@ inline void check_size(const char* op, const char* name, const View& v, const in
           shape(size, 4));
 }
 
+inline Activation activation_of(int64_t code, const char* op) {
+  check(code >= 0 && code <= 2, op, ": activation code must be 0, 1 or 2, got ", code);
+  return static_cast<Activation>(code);
+}
+
 // Tests fill every output and scratch buffer with NaN (bytes of ones) before a kernel runs.
 inline bool poisoned = false;
 

@@ -27,9 +27,12 @@ from .testing.timing import low_quartile
 FORMAT = 1
 MARGIN = 0.97  # of the planner's time: a smaller gain may be noise, and the planner's stays
 _RAW = {
-    getattr(torch.ops.fastconv, name).default: direction
-    for name, direction in zip(
-        ("conv2d_raw", "conv2d_input_grad_raw", "conv2d_weight_grad_raw"), DIRECTIONS, strict=True
+    getattr(torch.ops.fastconv, f"{name}_raw").default: direction
+    for name, direction in (
+        ("conv2d", "forward"),
+        ("conv2d_input_grad", "input_grad"),
+        ("conv2d_weight_grad", "weight_grad"),
+        ("conv2d_weight_bias_grad", "weight_grad"),
     )
 }
 

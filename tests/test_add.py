@@ -5,7 +5,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastconv
-from fastconv.ops.add import activation_grad
+from fastconv.ops.add import activation_bias_grad, activation_grad
 from fastconv.testing import reference
 from fastconv.testing.compare import assert_good, poison
 
@@ -99,6 +99,25 @@ def test_activation_grad_differentiates_in_both(code):
     y = operand("nhwc", size=(2, 3, 2, 5), seed=1).sigmoid().requires_grad_()
     assert gradcheck(lambda dy, y: activation_grad(dy, y, code), (dy, y))
     assert gradgradcheck(lambda dy, y: activation_grad(dy, y, code), (dy, y))
+    assert gradcheck(lambda dy, y: activation_bias_grad(dy, y, code), (dy, y))
+    assert gradgradcheck(lambda dy, y: activation_bias_grad(dy, y, code), (dy, y))
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layouts", ["nchw nchw", "nhwc nhwc", "nhwc nchw", "sliced expanded"])
+def test_activation_grad_and_its_sum(layouts, dtype):
+    first, second = layouts.split()
+    dy, y = operand(first, dtype), operand(second, dtype, seed=1)
+    if dtype == torch.float64:  # whole numbers, so that the sums are exact
+        dy, y = (8 * dy).round(), (8 * y).round()
+    for code in (0, 1, 2):
+        dz, db = activation_bias_grad(dy, y, code)
+        alone = activation_grad(dy, y, code)
+        assert torch.equal(dz, alone) and dz.stride() == alone.stride()
+        assert_good(db, dz.sum((0, 2, 3)), dz.double().sum((0, 2, 3)), dtype)
+    dz, db = activation_bias_grad(dy[:0], y[:0], 1)
+    assert dz.shape == (0, *SIZE[1:]) and torch.equal(db, torch.zeros(SIZE[1], dtype=dtype))
 
 
 @pytest.mark.usefixtures("backend")
@@ -120,7 +139,7 @@ def test_gradient_in_every_dtype(dtype, activation):
 @pytest.mark.parametrize("code", [0, 1, 2])
 def test_opcheck(layout, code):
     x, y = operand(layout).requires_grad_(), operand("nhwc", seed=1).requires_grad_()
-    for name in ("residual_add", "activation_grad"):
+    for name in ("residual_add", "activation_grad", "activation_bias_grad"):
         torch.library.opcheck(getattr(torch.ops.fastconv, name).default, (x, y, code))
         raw = getattr(torch.ops.fastconv, name + "_raw").default
         torch.library.opcheck(raw, (x.detach(), y.detach(), code))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from conv_cases import CASES, DTYPES, LAYOUTS, gradients, make, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastconv
 from fastconv import _C
@@ -174,6 +175,73 @@ def test_fused_epilogue_and_its_gradients(case, layout, activation):
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs)
+
+
+class Ran(TorchDispatchMode):
+    """The names of fastconv's gradients that ran, without "_raw"."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.partition("::")[2].removesuffix("_raw")
+        if "grad" in name and func.namespace.startswith("fastconv"):
+            self.names.append(name.removeprefix("conv2d_").removesuffix("_grad"))
+        return func(*args, **(kwargs or {}))
+
+
+# (activation, operands that need a gradient) -> the ops of the backward.
+BACKWARD = [
+    (None, "x w b r", ["weight_bias", "input"]),
+    (None, "w b", ["weight_bias"]),
+    (None, "x b", ["bias", "input"]),
+    (None, "x w", ["weight", "input"]),
+    ("relu", "x w b r", ["activation_bias", "weight", "input"]),
+    ("sigmoid", "x w b", ["activation_bias", "weight", "input"]),
+    ("relu", "w b", ["weight_bias"]),
+    ("relu", "w", ["weight_bias"]),
+    ("sigmoid", "w b r", ["activation_bias", "weight"]),
+    ("relu", "x w", ["activation", "weight", "input"]),
+    ("relu", "x", ["activation", "input"]),
+    ("relu", "b r", ["activation_bias"]),
+    ("sigmoid", "r", ["activation"]),
+]
+
+
+@pytest.mark.parametrize("layout", ("nchw", "channels_last"))
+@pytest.mark.parametrize("activation, wanted, expected", BACKWARD, ids=str)
+def test_the_passes_of_a_backward(activation, wanted, expected, layout, backend):
+    """dy is masked and summed in one pass; what one op alone would read is not made for it."""
+    x, w, b, window = make(CASES["stem"], torch.float32, layout)
+    operands = dict(x=x, w=w, b=b, r=torch.randn_like(F.conv2d(x, w, b, *window)))
+    needing = [operands[name].requires_grad_() for name in wanted.split()]
+    functions = {None: lambda t: t, "relu": torch.relu, "sigmoid": torch.sigmoid}
+    y = fastconv.conv2d(x, w, b, *window, residual=operands["r"], activation=activation)
+    dy = LAYOUTS[layout](torch.randn_like(y))
+    with Ran() as ran:
+        ours = torch.autograd.grad(y, needing, dy)
+    assert ran.names == expected
+    theirs = functions[activation](F.conv2d(x, w, b, *window) + operands["r"])
+    for mine, true in zip(ours, torch.autograd.grad(theirs, needing, dy), strict=True):
+        torch.testing.assert_close(mine, true, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda"], indirect=True)
+@pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
+@pytest.mark.parametrize("wanted", ["w b", "x w b"])
+def test_second_gradients_of_the_passes(wanted, activation, backend):
+    x, w, b, window = make((1, 2, 4, 5, 3, 2, 3, (1, 2), (1, 0), (1, 1), 1), torch.float64)
+    operands = dict(x=x / 8, w=w / 8, b=b / 8)
+    names = wanted.split()
+
+    def function(*needing):
+        given = operands | dict(zip(names, needing, strict=True))
+        return fastconv.conv2d(*given.values(), *window, activation=activation)
+
+    needing = [operands[name].detach().requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(function, needing)
+    assert torch.autograd.gradgradcheck(function, needing)
 
 
 @pytest.mark.usefixtures("backend")

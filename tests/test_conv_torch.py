@@ -15,12 +15,14 @@ def test_opcheck(suffix):
     if not suffix:
         x.requires_grad_(), w.requires_grad_()
     y = fastconv.conv2d(x, w, None, (2, 1), (1, 0), (1, 2)).detach()
-    get = lambda name: getattr(torch.ops.fastconv, name + suffix).default  # noqa: E731
+    get = lambda name: getattr(torch.ops.fastconv, name.strip() + suffix).default  # noqa: E731
     calls = {
         "conv2d": (x, w, torch.randn(4), torch.randn_like(y), *WINDOW, 1, 0),
         "conv2d_input_grad": (y, w, 7, 9, *WINDOW, 0),
         "conv2d_weight_grad": (x, y, 3, 2, *WINDOW, 0),
         "conv2d_bias_grad": (y,),
+        "conv2d_weight_bias_grad": (x, y, 3, 2, *WINDOW, 0, torch.rand_like(y), 2),
+        "conv2d_weight_bias_grad ": (x, y, 3, 2, *WINDOW, 0, None, 0),
     }
     for name, args in calls.items():
         torch.library.opcheck(get(name), args)
@@ -65,6 +67,27 @@ def test_vmap(dims):
         return F.conv2d(x, w, b, groups=2).relu()
 
     torch.testing.assert_close(torch.vmap(ours, dims)(*args), torch.vmap(theirs, dims)(*args))
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
+@pytest.mark.parametrize("wanted", [(1, 2), (0, 1, 2)], ids=["weights", "all"])
+def test_per_sample_gradients_of_the_fused(wanted, activation):
+    """A gradient that is mapped, whatever else of its ops' operands is."""
+    act = {None: lambda t: t, "relu": torch.relu, "sigmoid": torch.sigmoid}[activation]
+
+    def ours(x, w, b):
+        y = fastconv.conv2d(x[None], w, b, groups=2, activation=activation)
+        return y.square().sum()
+
+    def theirs(x, w, b):
+        return act(F.conv2d(x[None], w, b, groups=2)).square().sum()
+
+    x, w, b = (torch.randn(s, dtype=torch.float64) for s in ((3, 4, 6, 5), (6, 2, 3, 2), (3, 6)))
+    for dims in ((0, None, 0), (0, None, None), (None, None, 0)):
+        args = [x if dims[0] == 0 else x[0], w, b if dims[2] == 0 else b[0]]
+        gradients = [torch.vmap(torch.func.grad(f, wanted), dims)(*args) for f in (ours, theirs)]
+        for mine, true in zip(*gradients, strict=True):
+            torch.testing.assert_close(mine, true)
 
 
 def test_func_grad_and_per_sample_gradients():

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from emulator import grads
 from emulator.kernels import problem
+from emulator.ops import emulated_cuda
 from emulator.simt import DTYPES, NAMES, dtype_id, tensor
 
+from fastconv.ops.sizes import ACTIVATIONS
 from fastconv.testing.compare import assert_good
 
 
@@ -97,17 +99,87 @@ def test_direct_leaves_padding_out(w):
     assert torch.equal(dw.isinf(), infinite) and not dw.isnan().any()
 
 
+# Of the last two, channels and pixels are whole chunks of 16 bytes; more than one split of pixels.
+BIAS = [(2, 37, 5, 7), (3, 1, 9, 3), (2, 11, 23, 31), (2, 72, 5, 8), (3, 8, 24, 31)]
+WHOLE = BIAS[3:]
+
+
+def incoming(size, dtype, layout):
+    """Random, of whole numbers in float64, whose sums are exact."""
+    t = tensor((1, size[1], 1, 1) if layout == "expanded" else size, dtype, layout)
+    if dtype == torch.float64:
+        t.mul_(8).round_()
+    return t.expand(size)
+
+
+def assert_reads(kernel, name, size, dense):
+    """The kernel reads 16 bytes at a time where it can; a slice may be as well aligned."""
+    assert kernel in (name, f"{name}_x16")
+    if dense or size not in WHOLE:
+        assert kernel.endswith("_x16") == (size in WHOLE)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("layout", ["nhwc", "nchw", "nhwc sliced", "nchw sliced", "expanded"])
-@pytest.mark.parametrize("size", [(2, 37, 5, 7), (3, 1, 9, 4), (2, 11, 23, 31)], ids=str)
+@pytest.mark.parametrize("size", BIAS, ids=str)
 def test_bias_grad(size, layout, dtype):
-    dy = tensor(size, dtype, layout)
-    if layout == "expanded":
-        dy = torch.randn(1, size[1], 1, 1).to(dtype).expand(size)
-    if dtype == torch.float64:
-        dy = (8 * dy).round()
-    db, _ = grads.bias_grad(dy)
+    dy = incoming(size, dtype, layout)
+    db, log = grads.bias_grad(dy)
+    assert_reads(log[0], f"conv_bias_grad_{NAMES[dtype]}", size, layout in ("nhwc", "nchw"))
     assert_good(db, dy.sum((0, 2, 3)), dy.double().sum((0, 2, 3)), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize(
+    "layouts",
+    ["nhwc nhwc", "nchw nchw", "nhwc nchw", "nchw nhwc", "nhwc sliced nhwc", "expanded nchw"],
+)
+@pytest.mark.parametrize("size", BIAS, ids=str)
+def test_activation_bias_grad(size, layouts, dtype):
+    """dz exactly as the activation's gradient alone makes it, and the sum of what was stored."""
+    first, second = layouts.rsplit(" ", 1)
+    dy, y = incoming(size, dtype, first), incoming(size, dtype, second)
+    for activation, code in ACTIVATIONS.items():
+        dz, db, log = grads.activation_bias_grad(dy, y, activation)
+        with emulated_cuda():
+            alone = torch.ops.fastconv_emulated.activation_grad_raw(dy, y, code)
+        assert torch.equal(dz, alone) and dz.stride() == alone.stride()
+        assert_reads(log[0], f"activation_bias_grad_{NAMES[dtype]}", size, first == second)
+        assert len(log) == 2
+        assert_good(db, dz.sum((0, 2, 3)), dz.double().sum((0, 2, 3)), dtype)
+
+
+def test_activation_bias_grad_of_what_is_not_finite():
+    """What the mask drops reaches no sum; NaN as the output passes dy."""
+    dy, y = (tensor((2, 16, 5, 8), torch.float32).abs() + 1 for _ in range(2))
+    dy[0, 3, 1, 2], y[0, 3, 1, 2] = torch.nan, -1.0
+    dy[1, 5, 4, 7], y[1, 5, 4, 7] = -torch.inf, 0.0
+    dy[0, 6, 0, 0], y[1, 7, 0, 0] = torch.inf, torch.nan
+    for layout in (torch.channels_last, torch.contiguous_format):
+        given = (t.contiguous(memory_format=layout) for t in (dy, y))
+        dz, db, _ = grads.activation_bias_grad(*given, "relu")
+        assert dz[1, 7, 0, 0] == dy[1, 7, 0, 0] and db[6] == torch.inf
+        assert db.isfinite().sum() == 15
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("w", [(40, 24, 3, 2), (16, 24, 1, 1), (24, 1, 3, 3), (11, 5, 3, 2)])
+def test_weight_bias_grad(w, activation, dtype):
+    """One pass masks dy and sums it, whichever kernel makes the weight gradient of the result."""
+    settings = dict(stride=(2, 1), padding=(1, 0), groups=24 if w[1] == 1 else 1)
+    x, weight, dy = operands((2, w[1] * settings["groups"], 9, 7), w, dtype, **settings)
+    y = incoming(dy.shape, dtype, "nhwc")
+    with emulated_cuda():
+        dz = torch.ops.fastconv_emulated.activation_grad_raw(dy, y, ACTIVATIONS[activation])
+    dw, db, log = grads.weight_bias_grad(
+        x, dy, None if activation is None else y, w[2:], activation, **settings
+    )
+    name = "conv_bias_grad" if activation is None else "activation_bias_grad"
+    assert [n for n in log if "bias_grad" in n and n.startswith(name)] and "stem" not in str(log)
+    _, (truth, theirs) = truth_and_torchs(x, weight, dz, **settings)
+    assert_good(dw, theirs, truth, dtype, name="dw")
+    assert_good(db, dz.sum((0, 2, 3)), dz.double().sum((0, 2, 3)), dtype, name="db")
 
 
 def test_an_empty_batch():

@@ -122,6 +122,7 @@ def test_opcheck(layout):
         "conv2d_input_grad": (dy, w, 7, 9, *conv, 0),
         "conv2d_weight_grad": (x, dy, 3, 2, *conv, 0),
         "conv2d_bias_grad": (dy,),
+        "conv2d_weight_bias_grad": (x, dy, 3, 2, *conv, 0, r, 1),
         "max_pool2d": (x, *pool, 1, 1, 0),
         "max_pool2d_window": (x, *pool, 1, 1, 0),
         "max_pool2d_with_indices": (x, *pool, 1, 1, 0),
@@ -133,6 +134,7 @@ def test_opcheck(layout):
         "adaptive_avg_pool2d_grad": (dy, 7, 9),
         "residual_add": (dy, r, 1),
         "activation_grad": (dy, r, 1),
+        "activation_bias_grad": (dy, r, 1),
     }
     with emulated_cuda():
         for name, op in OPS.items():
@@ -256,8 +258,25 @@ def test_a_wrong_kernel_fails_the_part(monkeypatch):
 
 @pytest.mark.parametrize("gradient", ["input", "weight", "bias"])
 def test_a_wrong_gradient_fails_the_part(monkeypatch, gradient):
-    name = f"_conv2d_{gradient}_grad"
-    right = getattr(fastconv.ops.conv, name)
-    monkeypatch.setattr(fastconv.ops.conv, name, lambda *a: right(*a) * (1 + 1e-3))
+    """Made alone, or with the gradient that the bias has in common with others."""
+    # Place of the gradient among the results of each op that makes it.
+    makers = {
+        "input": {"_conv2d_input_grad": None},
+        "weight": {"_conv2d_weight_grad": None, "_conv2d_weight_bias_grad": 0},
+        "bias": {"activation_bias_grad": 1, "_conv2d_weight_bias_grad": 1},
+    }
+
+    def wrong(right, place):
+        def run(*args):
+            results = right(*args)
+            if place is None:
+                return results * (1 + 1e-3)
+            return tuple(r * (1 + 1e-3 * (i == place)) for i, r in enumerate(results))
+
+        return run
+
+    for name, place in makers[gradient].items():
+        right = getattr(fastconv.ops.conv, name)
+        monkeypatch.setattr(fastconv.ops.conv, name, wrong(right, place))
     row = compare_part("lenet", torch.float32, seed=0, emulated=emulated_cuda)
     assert row.failures and all(".grad: relative rms error" in each for each in row.failures)

@@ -145,6 +145,53 @@ def test_conv_stem_weight_grad(case, math):
 
 
 @pytest.mark.parametrize("math", kernels.MATHS)
+@pytest.mark.parametrize("case", STEMS, ids=stem_id)
+def test_conv_stem_weight_bias_grad(case, math):
+    """dy is masked and summed as it is read: no other kernel but those that add parts."""
+    x, w, settings, _ = case
+    settings = {k: v for k, v in settings.items() if k != "activation"}
+    dtype, tf32 = kernels.DTYPES[math], math == "tf32"
+    x, w, dy = operands(x, w, dtype, **settings)
+    y = simt.tensor(dy.shape, dtype)
+    derivatives = {None: lambda y: 1, "relu": lambda y: y > 0, "sigmoid": lambda y: y * (1 - y)}
+    for activation, derivative in derivatives.items():
+        dz = dy * derivative(y)
+        given = [round_tf32(t) for t in (x, w, dz)] if tf32 else (x, w, dz)
+        truth = torch_gradients(*(t.double() for t in given), **settings)[1]
+        for gpu in ((90, 4, 228 << 10), (86, 1, 100 << 10)):
+            dw, db, log = grads.weight_bias_grad(
+                x, dy, y if activation else None, w.shape[2:], activation, tf32, gpu, **settings
+            )
+            assert len(log) == 3 and log[0].startswith(f"conv_stem_weight_grad_{math}")
+            assert log[1:] == [f"add_parts_{simt.NAMES[dtype]}"] * 2
+            if tf32:
+                assert relative_rms(dw, truth) < 2e-5
+            else:
+                assert_good(dw, torch_gradients(x, w, dz, **settings)[1], truth, dtype)
+            assert_good(db, dz.sum((0, 2, 3)), dz.double().sum((0, 2, 3)), dtype, name="db")
+
+
+@pytest.mark.parametrize("math", kernels.MATHS)
+def test_conv_stem_weight_bias_grad_drops_what_is_not_finite(math):
+    """Also where float32's sums are made again; what the mask leaves stays as it is."""
+    x, w, dy = operands((2, 3, 17, 25), (16, 3, 3, 3), kernels.DTYPES[math], stride=(2, 2))
+    x, dy = x.abs() + 1, dy.abs() + 1
+    y = torch.ones_like(dy)
+    dy[0, 1, 0, 3], dy[0, 2, 4, 5], dy[1, 3, 0, 0] = torch.inf, torch.nan, -torch.inf
+    y[0, 1, 0, 3], y[0, 2, 4, 5] = -1.0, 0.0
+    dw, db, _ = grads.weight_bias_grad(x, dy, y, (3, 3), "relu", math == "tf32", stride=(2, 2))
+    dz = torch.where(y > 0, dy, 0.0)
+    truth = torch_gradients(x.double(), w.double(), dz.double(), stride=(2, 2))[1]
+    assert torch.equal(dw.isfinite(), truth.isfinite()) and not dw.isnan().any()
+    assert db[3] == -torch.inf and db.isfinite().sum() == 15
+    x[0, 1, 4, 4] = torch.inf  # its products with tf32's small terms are NaN
+    dw, _, _ = grads.weight_bias_grad(x, dy, y, (3, 3), "relu", math == "tf32", stride=(2, 2))
+    truth = torch_gradients(x.double(), w.double(), dz.double(), stride=(2, 2))[1]
+    assert torch.equal(dw.isnan(), truth.isnan())
+    assert torch.equal(dw[truth.isinf()].double(), truth[truth.isinf()])
+
+
+@pytest.mark.parametrize("math", kernels.MATHS)
 def test_conv_stem_weight_grad_of_what_is_not_finite(math):
     """A tile's pixels past the output are no zeros to multiply; Inf stays Inf, NaN stays NaN."""
     x, w, dy = operands((2, 3, 17, 25), (9, 3, 3, 3), kernels.DTYPES[math], stride=(2, 2))
@@ -173,3 +220,14 @@ def test_conv_stem_weight_grad_slices():
         torch.float16,
     )
     assert [name.startswith(("conv_stem_weight_grad", "add_parts")) for name in log] == [True] * 2
+    y = simt.tensor((1, 56, 5, 17), torch.float16)[:, 5:29]  # not aligned
+    dw, db, log = grads.weight_bias_grad(x, dy, y, (3, 3), "relu", stride=(2, 1))
+    dz = dy * (y > 0)
+    truth = torch_gradients(x.double(), w.double(), dz.double(), stride=(2, 1))[1]
+    assert_good(dw, torch_gradients(x, w, dz, stride=(2, 1))[1], truth, torch.float16)
+    assert_good(db, dz.sum((0, 2, 3)), dz.double().sum((0, 2, 3)), torch.float16)
+    assert log[0].startswith("conv_stem_weight_grad")
+    # Planes of pixels would have to be copied: one pass makes dz and its sums.
+    dy, y = dy.contiguous(), y.contiguous()
+    log = grads.weight_bias_grad(x, dy, y, (3, 3), "relu", stride=(2, 1))[-1]
+    assert log[0] == "activation_bias_grad_f16"

@@ -65,8 +65,9 @@ def workspace(func, args, output):
     elif name == "conv2d_input_grad":
         w, window = args[1], args[4:13]
         sizes, direction = (output.shape, w.shape), "input_grad"
-    elif name == "conv2d_weight_grad":
+    elif name in ("conv2d_weight_grad", "conv2d_weight_bias_grad"):
         x, window = args[0], args[4:13]
+        output = output[0] if isinstance(output, tuple) else output
         sizes, direction = (x.shape, output.shape), "weight_grad"
     else:
         return 0

@@ -274,7 +274,11 @@ def test_vmap_and_grad():
     torch.testing.assert_close(mapped, expected)
 
 
-@pytest.mark.parametrize("name", ["conv2d", "conv2d_weight_grad", "max_pool2d_window"])
+@pytest.mark.parametrize(
+    "name",
+    ["conv2d", "conv2d_weight_grad", "conv2d_weight_bias_grad", "activation_bias_grad"]
+    + ["max_pool2d_window"],
+)
 @pytest.mark.parametrize("suffix", ["", "_raw"])
 def test_opcheck(name, suffix):
     x, w, dy = torch.randn(1, 3, 7, 6), torch.randn(4, 3, 3, 2), torch.randn(1, 4, 4, 7)
@@ -282,6 +286,8 @@ def test_opcheck(name, suffix):
     args = {
         "conv2d": (x, w, None, None, *window, 1, 0),
         "conv2d_weight_grad": (x, dy, 3, 2, *window, 0),
+        "conv2d_weight_bias_grad": (x, dy, 3, 2, *window, 0, torch.rand_like(dy), 1),
+        "activation_bias_grad": (dy, torch.rand_like(dy), 2),
         "max_pool2d_window": (x, 3, 2, 2, 1, 1, 1, 1, 1, 0),
     }[name]
     if not suffix:

@@ -226,6 +226,7 @@ def depthwise(conv, pool, math, channels="64"):
     conv.conv2d_input_grad(torch.empty_like(x), x, w, 28, 28, *window, 0)
     conv.conv2d_weight_grad(torch.empty_like(w), x, x, 3, 3, *window, 0)
     conv.conv2d_bias_grad(w[:, 0, 0, 0].clone(), x)
+    conv.activation_bias_grad((torch.empty_like(x), w[:, 0, 0, 0].clone()), x, x, 1)
 
 
 def pools(conv, pool, math, channels="64"):
@@ -262,6 +263,7 @@ def problem(conv, pool, dtype, numbers):
     conv.conv2d_input_grad(x, y, weight, h, w, *settings, 0)
     conv.conv2d_weight_grad(weight, x, y, r, s, *settings, 0)
     conv.conv2d_bias_grad(weight[:, 0, 0, 0], y)
+    conv.activation_bias_grad((y.clone(), weight[:, 0, 0, 0]), y, y, 2)
 
 
 def window(conv, pool, dtype, numbers):

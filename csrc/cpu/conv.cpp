@@ -1,9 +1,9 @@
 // Torch side of the convolution on the CPU: tensors to jobs, which conv_run.cpp runs.
 #include "../choice.h"
 #include "../conv_op.h"
+#include "add.h"
 #include "blocking.h"
 #include "conv_run.h"
-#include "cpu.h"
 
 namespace fastconv {
 namespace {
@@ -233,6 +233,26 @@ Tensor conv2d_bias_grad_cpu(const Tensor& grad) {
   return output;
 }
 
+// Two passes: the second finds in the caches what small tensors left there.
+std::tuple<Tensor, Tensor> activation_bias_grad_cpu(const Tensor& grad, const Tensor& output,
+                                                    int64_t activation) {
+  const PairCall call("activation_bias_grad", grad, "grad", output, "output", activation, true);
+  const Tensor dz = PairOps<CpuPairs>::run(call, grad);
+  return {dz, conv2d_bias_grad_cpu(dz)};
+}
+
+std::tuple<Tensor, Tensor> conv2d_weight_bias_grad_cpu(
+    const Tensor& input, const Tensor& grad, int64_t R, int64_t S, int64_t stride_h,
+    int64_t stride_w, int64_t pad_t, int64_t pad_l, int64_t pad_b, int64_t pad_r, int64_t dil_h,
+    int64_t dil_w, int64_t groups, int64_t precision, const OptionalTensor& output,
+    int64_t activation) {
+  const bool masked = masked_by_output("conv2d_weight_bias_grad", grad, output, activation);
+  const Tensor dz = masked ? PairOps<CpuPairs>::activation_grad(grad, *output, activation) : grad;
+  const Tensor dw = conv2d_weight_grad_cpu(input, dz, R, S, stride_h, stride_w, pad_t, pad_l, pad_b,
+                                           pad_r, dil_h, dil_w, groups, precision);
+  return {dw, conv2d_bias_grad_cpu(dz)};
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&conv2d_cpu));
   m.impl("conv2d_raw", TORCH_BOX(&conv2d_cpu));
@@ -244,6 +264,10 @@ STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   m.impl("conv2d_weight_grad_raw", TORCH_BOX(&conv2d_weight_grad_cpu));
   m.impl("conv2d_bias_grad", TORCH_BOX(&conv2d_bias_grad_cpu));
   m.impl("conv2d_bias_grad_raw", TORCH_BOX(&conv2d_bias_grad_cpu));
+  m.impl("activation_bias_grad", TORCH_BOX(&activation_bias_grad_cpu));
+  m.impl("activation_bias_grad_raw", TORCH_BOX(&activation_bias_grad_cpu));
+  m.impl("conv2d_weight_bias_grad", TORCH_BOX(&conv2d_weight_bias_grad_cpu));
+  m.impl("conv2d_weight_bias_grad_raw", TORCH_BOX(&conv2d_weight_bias_grad_cpu));
 }
 
 }  // namespace fastconv

@@ -1,4 +1,4 @@
-// Weight and bias gradient in plain arithmetic for any strides, sizes, groups and dilation. Parts
+// Weight gradient in plain arithmetic for any strides, sizes, groups and dilation. Parts
 // of the sum over pixels go to add_parts (grad_sums.cuh), which adds them in order: no atomics.
 //
 // conv_direct_weight_grad: 64 output x 64 input channels of one tap a block, through shared memory.
@@ -175,53 +175,6 @@ __global__ void __launch_bounds__(DirectTile::kThreads)
   if (lane == 0) ptx::st_global(static_cast<V*>(params.partial) + index, acc);
 }
 
-struct BiasGradOrder {
-  Axis cols, rows;
-  int32_t blocks;  // of channels
-};
-
-// 32 lanes along channels and 8 rows along pixels, or 32 along pixels and 8 along channels,
-// whichever are neighbours in memory. grid: blocks of channels, then splits.
-template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(DirectTile::kThreads)
-    conv_bias_grad(const BiasGradParams __grid_constant__ params,
-                   const BiasGradOrder __grid_constant__ order) {
-  using V = Compute<T>;
-  constexpr int kChannels = kChannelsLast ? 32 : 8, kPixels = 256 / kChannels;
-  const uint32_t shared = ptx::shared_address(shared_memory());
-  const int t = threadIdx.x;
-  const int channel = kChannelsLast ? t % 32 : t / 32, pixel = kChannelsLast ? t / 32 : t % 32;
-  const int64_t K = params.dy.size[1], k0 = int64_t(blockIdx.x % order.blocks) * kChannels;
-  const int64_t split = blockIdx.x / order.blocks, begin = split * params.split.pixels;
-  const int64_t pixels = params.dy.size[0] * order.rows.size * order.cols.size;
-  const int64_t end = begin + params.split.pixels < pixels ? begin + params.split.pixels : pixels;
-  V acc = 0;
-  if (k0 + channel < K) {
-    int64_t n = begin + pixel, left = end - n;
-    int64_t col = take_remainder(n, order.cols), row = take_remainder(n, order.rows);
-    const T* dy = element<T>(params.dy, 0, k0 + channel, 0, 0);
-#pragma unroll 1
-    while (left > 0) {
-      V part = 0;
-#pragma unroll 4
-      for (int i = 0; i < 16 && left > 0; ++i, left -= kPixels) {
-        part += widen(ptx::ld_global(dy + n * params.dy.stride[0] + row * params.dy.stride[2] +
-                                     col * params.dy.stride[3]));
-        for (col += kPixels; col >= order.cols.size; col -= order.cols.size)
-          if (++row == order.rows.size) row = 0, ++n;
-      }
-      acc += part;
-    }
-  }
-  ptx::st_shared(shared + (pixel * kChannels + channel) * uint32_t(sizeof(V)), acc);
-  __syncthreads();
-  if (t >= kChannels || k0 + t >= K) return;
-  V sum = 0;
-  for (int i = 0; i < kPixels; ++i)
-    sum += ptx::ld_shared<V>(shared + (i * kChannels + t) * uint32_t(sizeof(V)));
-  ptx::st_global(static_cast<V*>(params.partial) + split * K + k0 + t, sum);
-}
-
 // ---- Launches ----
 
 template <class T>
@@ -247,31 +200,6 @@ Status launch_direct_weight_grad(const DirectWeightGradParams& params, Stream st
   return launch_line(label.text, conv_direct_weight_grad<T>,
                      p.R * p.S * tiles_c * tiles_k * p.G * splits, 1, DirectTile::kThreads, kShared,
                      stream, params, order);
-}
-
-// Rows that follow each other without gaps are one, and so are images: fewer turns of a row.
-inline View joined(View v) {
-  auto join = [&](int outer, int inner) {
-    if (v.size[outer] > 1 && v.stride[outer] != v.size[inner] * v.stride[inner]) return;
-    v.size[inner] *= v.size[outer], v.size[outer] = 1;
-  };
-  join(2, 3);
-  if (v.size[2] == 1) join(0, 3);
-  return v;
-}
-
-template <class T>
-Status launch_bias_grad(BiasGradParams params, Stream stream) {
-  static const KernelLabel label("conv_bias_grad_%s", kTypeName<T>);
-  params.dy = joined(params.dy);
-  const View& dy = params.dy;
-  const bool last = dy.stride[1] == 1 && dy.size[1] > 1;
-  const int64_t blocks = (dy.size[1] + (last ? 31 : 7)) / (last ? 32 : 8);
-  if (blocks > INT32_MAX) return {label.text, "channels beyond 32 bits"};
-  const BiasGradOrder order = {make_axis(dy.size[3]), make_axis(dy.size[2]), int32_t(blocks)};
-  return launch_line(label.text, last ? conv_bias_grad<T, true> : conv_bias_grad<T, false>,
-                     blocks * params.split.splits, 1, DirectTile::kThreads,
-                     DirectTile::kThreads * int(sizeof(Compute<T>)), stream, params, order);
 }
 
 }  // namespace fastconv::cuda

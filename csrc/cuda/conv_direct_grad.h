@@ -56,18 +56,4 @@ inline PixelSplit direct_weight_split(const ConvProblem& p, int64_t sms) {
 
 Status launch_conv_direct_weight_grad(const DirectWeightGradParams& params, Stream stream);
 
-// db[k] = sum of dy[n, k, p, q], in parts [splits][K].
-struct BiasGradParams {
-  View dy;
-  void* partial;
-  PixelSplit split;
-  DType dtype;
-};
-
-inline PixelSplit bias_split(const View& dy, int64_t sms) {
-  return split_pixels(dy.size[0] * dy.size[2] * dy.size[3], (dy.size[1] + 31) / 32, sms, 32);
-}
-
-Status launch_conv_bias_grad(const BiasGradParams& params, Stream stream);
-
 }  // namespace fastconv::cuda

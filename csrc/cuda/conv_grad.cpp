@@ -1,7 +1,9 @@
 // Torch side of the convolution's gradients on CUDA: tensors to the parameters of the chosen
 // kernel. Sums over pixels are float32 (float64: double) parts, which add_parts adds in order.
 #include "../conv_op.h"
+#include "../pair_op.h"
 #include "../plan.h"
+#include "conv_bias_grad.h"
 #include "conv_depthwise.h"
 #include "conv_direct_grad.h"
 #include "conv_input_grad.h"
@@ -130,10 +132,10 @@ void input_grad_depthwise(const GradCall& c) {
 }
 
 // `run` leaves `splits` parts of the sum, of operands as rows of channels. `mend`: they are
-// 3xTF32's.
+// 3xTF32's, of dy under `mask`.
 template <class Run>
 void weight_grad_parts(const GradCall& c, bool mend, bool aligned, int32_t splits, int32_t depth,
-                       const Run& run) {
+                       const Run& run, const OutputMask& mask = {}) {
   const ConvProblem& p = c.p;
   const Pixels x = pixels(c, c.first, {aligned, false}), dy = pixels(c, c.second, {aligned, false});
   const Tensor partial = parts(c.output, splits, c.output.numel(), p.dtype);
@@ -143,7 +145,7 @@ void weight_grad_parts(const GradCall& c, bool mend, bool aligned, int32_t split
       depth);
   c.must(run(params));
   GradSums sums = {data, c.out(), splits, p.dtype};
-  sums.mend = mend, sums.conv = params;
+  sums.mend = mend, sums.conv = params, sums.mask = mask;
   c.must(launch_add_parts(sums, c.place.stream));
 }
 
@@ -165,11 +167,54 @@ void weight_grad_depthwise(const GradCall& c) {
                     });
 }
 
-void weight_grad_stem(const GradCall& c, Math math) {
+// The parts of a bias gradient, added up in db.
+Status add_bias_parts(const Tensor& partial, int64_t splits, DType dtype, const Tensor& db,
+                      const Place& place) {
+  const View to = {db.mutable_data_ptr(), {db.numel(), 1, 1, 1}, {1, 1, 1, 1}};
+  return launch_add_parts({partial.mutable_data_ptr(), to, splits, dtype}, place.stream);
+}
+
+// The bias gradient too where `db` is given, of dy under `mask`.
+void weight_grad_stem(const GradCall& c, Math math, const Tensor* db = nullptr,
+                      const OutputMask& mask = {}) {
   const int32_t splits = stem_grad_splits(c.p, math, c.place.gpu);
-  weight_grad_parts(c, math == Math::f32, false, splits, 0, [&](const ConvParams& params) {
-    return launch_conv_stem_weight_grad(params, math, c.place.stream);
-  });
+  StemBiasGrad bias = {mask, nullptr};
+  OptionalTensor partial;
+  if (db) {
+    partial = parts(c.output, splits, c.p.K, c.p.dtype);
+    bias.partial = static_cast<float*>(partial->mutable_data_ptr());
+  }
+  weight_grad_parts(
+      c, math == Math::f32, false, splits, 0,
+      [&](const ConvParams& params) {
+        return launch_conv_stem_weight_grad(params, bias, math, c.place.stream);
+      },
+      mask);
+  if (db) c.must(add_bias_parts(*partial, splits, c.p.dtype, *db, c.place));
+}
+
+void weight_grad(const GradCall& c, const PlanRow& row, Math math) {
+  mark_ran(row, Direction::weight_grad);
+  switch (row.algorithm) {
+    case Algorithm::conv1x1: return weight_grad_gemm(c, true, math);
+    case Algorithm::implicit_gemm: return weight_grad_gemm(c, false, math);
+    case Algorithm::stem: return weight_grad_stem(c, math);
+    case Algorithm::depthwise: return weight_grad_depthwise(c);
+    case Algorithm::direct: return weight_grad_direct(c);
+    default: fail(c.op, ": the plan is none of this backend");
+  }
+}
+
+// db of a gradient `dy`, which is masked on the way where `y` and `dz` have data.
+void bias_grad(const char* op, const Tensor& like, const View& dy, const View& y, const View& dz,
+               Activation activation, DType dtype, const Tensor& db, const Place& place) {
+  const PixelSplit split = bias_split(dy, element_bytes(dtype), place.gpu.sms);
+  const Tensor partial = parts(like, split.splits, dy.size[1], dtype);
+  void* data = partial.mutable_data_ptr();
+  const std::string words = shape(dy.size, 4);
+  check_launch(launch_conv_bias_grad({dy, y, dz, activation, data, split, dtype}, place.stream), op,
+               " of ", words);
+  check_launch(add_bias_parts(partial, split.splits, dtype, db, place), op, " of ", words);
 }
 
 Tensor conv2d_input_grad_cuda(const Tensor& grad, const Tensor& weight, int64_t H, int64_t W,
@@ -211,38 +256,72 @@ Tensor conv2d_weight_grad_cuda(const Tensor& input, const Tensor& grad, int64_t 
   const OnDevice on(device_of(input));
   const Capabilities caps = {Backend::cuda, precision == static_cast<int64_t>(Precision::tf32)};
   const PlanRow& row = plan(p, caps, Direction::weight_grad);
-  mark_ran(row, Direction::weight_grad);
-  const GradCall call = {op, p, input, grad, output, on.place()};
-  const Math math = math_of(p.dtype, caps.tf32);
-  switch (row.algorithm) {
-    case Algorithm::conv1x1: weight_grad_gemm(call, true, math); break;
-    case Algorithm::implicit_gemm: weight_grad_gemm(call, false, math); break;
-    case Algorithm::stem: weight_grad_stem(call, math); break;
-    case Algorithm::depthwise: weight_grad_depthwise(call); break;
-    case Algorithm::direct: weight_grad_direct(call); break;
-    default: fail("conv2d_weight_grad: the plan is none of this backend");
-  }
+  weight_grad({op, p, input, grad, output, on.place()}, row, math_of(p.dtype, caps.tf32));
   return output;
+}
+
+Tensor empty_bias(const Tensor& like, int64_t K, DType dtype) {
+  const int64_t size[1] = {K}, stride[1] = {1};
+  return empty(like, 1, size, stride, torch_dtype(dtype));
 }
 
 Tensor conv2d_bias_grad_cuda(const Tensor& grad) {
   const char* op = "conv2d_bias_grad";
   const View dy = view_of(grad, op, "grad");
   const DType dtype = dtype_of(grad, op);
-  const int64_t K = dy.size[1], size[1] = {K}, stride[1] = {1};
-  const Tensor output = empty(grad, 1, size, stride, torch_dtype(dtype));
-  if (K == 0) return output;
+  const Tensor db = empty_bias(grad, dy.size[1], dtype);
+  if (dy.size[1] == 0) return db;
   const OnDevice on(device_of(grad));
-  const PixelSplit split = bias_split(dy, on.place().gpu.sms);
-  const Tensor partial = parts(grad, split.splits, K, dtype);
-  void* data = partial.mutable_data_ptr();
-  const View db = {output.mutable_data_ptr(), {K, 1, 1, 1}, {1, 1, 1, 1}};
-  const Shape words = shape(dy.size, 4);
-  check_launch(launch_conv_bias_grad({dy, data, split, dtype}, on.place().stream), op, " of ",
-               words);
-  check_launch(launch_add_parts({data, db, split.splits, dtype}, on.place().stream), op, " of ",
-               words);
-  return output;
+  bias_grad(op, grad, dy, {}, {}, Activation::none, dtype, db, on.place());
+  return db;
+}
+
+std::tuple<Tensor, Tensor> activation_bias_grad_cuda(const Tensor& grad, const Tensor& output,
+                                                     int64_t activation) {
+  const char* op = "activation_bias_grad";
+  const PairCall call(op, grad, "grad", output, "output", activation, true);
+  const PairJob& job = call.job;
+  const Tensor db = empty_bias(grad, job.a.size[1], job.dtype);
+  if (job.a.size[1] == 0) return {call.output, db};
+  const OnDevice on(device_of(grad));
+  bias_grad(op, grad, job.a, job.b, job.out, job.activation, job.dtype, db, on.place());
+  return {call.output, db};
+}
+
+// A stem masks and sums dy as it reads it; other kernels read twice what one pass made (see
+// CONTRIBUTING.md).
+std::tuple<Tensor, Tensor> conv2d_weight_bias_grad_cuda(
+    const Tensor& input, const Tensor& grad, int64_t R, int64_t S, int64_t stride_h,
+    int64_t stride_w, int64_t pad_t, int64_t pad_l, int64_t pad_b, int64_t pad_r, int64_t dil_h,
+    int64_t dil_w, int64_t groups, int64_t precision, const OptionalTensor& output,
+    int64_t activation) {
+  const char* op = "conv2d_weight_bias_grad";
+  const ConvProblem p = conv2d_weight_grad_problem(
+      input, grad, R, S, {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0});
+  const bool masked = masked_by_output(op, grad, output, activation);
+  const int64_t w_size[4] = {p.K, p.C / p.G, R, S};
+  const Tensor dw = empty4(input, w_size, false, p.dtype);
+  const OnDevice on(device_of(input));
+  const Capabilities caps = {Backend::cuda, precision == static_cast<int64_t>(Precision::tf32)};
+  const PlanRow& row = plan(p, caps, Direction::weight_grad);
+  const Math math = math_of(p.dtype, caps.tf32);
+  const View dy = view_of(grad, op, "grad"), y = masked ? view_of(*output, op, "output") : View{};
+  if (row.algorithm == Algorithm::stem && pixel_stride(dy) && (!masked || pixel_stride(y))) {
+    mark_ran(row, Direction::weight_grad);
+    const Tensor db = empty_bias(grad, p.K, p.dtype);
+    const OutputMask mask = {y.data, masked ? pixel_stride(y) : 0,
+                             static_cast<Activation>(activation)};
+    weight_grad_stem({op, p, input, grad, dw, on.place()}, math, &db, mask);
+    return {dw, db};
+  }
+  if (!masked) {
+    const Tensor db = conv2d_bias_grad_cuda(grad);
+    weight_grad({op, p, input, grad, dw, on.place()}, row, math);
+    return {dw, db};
+  }
+  const auto [dz, db] = activation_bias_grad_cuda(grad, *output, activation);
+  weight_grad({op, p, input, dz, dw, on.place()}, row, math);
+  return {dw, db};
 }
 
 }  // namespace
@@ -254,6 +333,10 @@ STABLE_TORCH_LIBRARY_IMPL(FASTCONV_CUDA_LIBRARY, FASTCONV_CUDA_KEY, m) {
   m.impl("conv2d_weight_grad_raw", TORCH_BOX(&conv2d_weight_grad_cuda));
   m.impl("conv2d_bias_grad", TORCH_BOX(&conv2d_bias_grad_cuda));
   m.impl("conv2d_bias_grad_raw", TORCH_BOX(&conv2d_bias_grad_cuda));
+  m.impl("activation_bias_grad", TORCH_BOX(&activation_bias_grad_cuda));
+  m.impl("activation_bias_grad_raw", TORCH_BOX(&activation_bias_grad_cuda));
+  m.impl("conv2d_weight_bias_grad", TORCH_BOX(&conv2d_weight_bias_grad_cuda));
+  m.impl("conv2d_weight_bias_grad_raw", TORCH_BOX(&conv2d_weight_bias_grad_cuda));
 }
 
 }  // namespace fastconv::cuda

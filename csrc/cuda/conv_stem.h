@@ -1,6 +1,6 @@
 // Launcher of the convolution of few input channels, for callers that are not compiled by nvcc.
 #pragma once
-#include "status.h"
+#include "grad_sums.h"
 #include "tiles.h"
 
 namespace fastconv::cuda {
@@ -78,8 +78,8 @@ inline int32_t stem_blocks(const StemShape& s, const Device& gpu) {
 Status launch_conv_stem(const ConvParams& params, Math math, int32_t most_blocks, Stream stream);
 
 // ---- Weight gradient: a block sums over tiles of 8 x 16 pixels, for 64 channels times 160 or 32
-// of the R S C weights of a channel. In shared memory lie the tile's dy, then its patch of the
-// input.
+// of the R S C weights of a channel. In shared memory lie the tile's dy, its patch of the input and
+// where `slab` points each thread's sums of dy.
 
 constexpr int kStemGradChannels = 64;
 
@@ -90,7 +90,8 @@ inline StemShape stem_grad_shape(int64_t C, int64_t R, int64_t S, int64_t stride
   StemShape s = stem_shape_of(C, R, S, stride_h, stride_w, math, kStemGradChannels);
   s.patch = kStemRows * kStemColumns * kStemGradChannels * element_bytes(math);
   s.copy = 0;
-  s.shared_bytes = s.patch + (s.patch_rows * s.patch_pitch + 15) / 16 * 16;
+  s.slab = s.patch + (s.patch_rows * s.patch_pitch + 15) / 16 * 16;
+  s.shared_bytes = s.slab + kStemThreads * 16 / int32_t(element_bytes(math)) * 4;
   return s;
 }
 
@@ -119,7 +120,14 @@ inline int32_t stem_grad_splits(const ConvProblem& p, Math math, const Device& g
   return int32_t(splits < tiles ? splits : tiles < 1 ? 1 : tiles);
 }
 
+// Where the bias gradient is made too: dy is masked and summed on its way to shared memory.
+struct StemBiasGrad {
+  OutputMask mask;
+  float* partial;  // [splits][K]; null where it is not made
+};
+
 // `params` as of conv_weight_grad: y is dy, the sums go to at.partial.
-Status launch_conv_stem_weight_grad(const ConvParams& params, Math math, Stream stream);
+Status launch_conv_stem_weight_grad(const ConvParams& params, const StemBiasGrad& bias, Math math,
+                                    Stream stream);
 
 }  // namespace fastconv::cuda

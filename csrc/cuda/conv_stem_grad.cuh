@@ -5,6 +5,9 @@
 // weight (r, s, c) of a pixel is one element at an offset that is fixed for a lane, so fragments
 // are read from it and nothing is gathered. A row of 16 pixels is one step of depth (floats: two).
 // A block keeps its sums over many tiles; what each block leaves add_parts adds in order.
+//
+// dy comes by asynchronous copies; where the bias gradient is wanted too, through registers, where
+// the activation's gradient masks it and a thread sums its own channels.
 #pragma once
 #include "conv_stem.cuh"
 
@@ -62,6 +65,44 @@ FASTCONV_DEVICE void fill_dy(const ConvParams& p, int64_t n, int p0, int q0, int
   }
 }
 
+// The same through registers, V channels at a time: masked by the activation's gradient, and added
+// to this thread's sums at `sums`, of its channels from `k` on.
+template <class Config, int V>
+FASTCONV_DEVICE void fill_masked_dy(const ConvParams& p, const OutputMask& mask, int64_t n, int p0,
+                                    int q0, int k0, uint32_t shared, uint32_t sums) {
+  using T = typename Config::T;
+  using Dy = typename Config::Dy;
+  using Vector = Chunk<T, V>;
+  constexpr int kSize = Chunk<T>::kSize, kAcross = kStemGradChannels / V;
+  const int P = int(p.by_image.d) / p.Q, k = threadIdx.x % kAcross * V;
+  const T* dy = static_cast<const T*>(p.at.y) + k0 + k;
+  const T* y = static_cast<const T*>(mask.y) + k0 + k;
+  float part[V] = {};
+#pragma unroll 4
+  for (int pixel = threadIdx.x / kAcross; pixel < kStemRows * kStemColumns;
+       pixel += kStemThreads / kAcross) {
+    const int row = p0 + pixel / kStemColumns, column = q0 + pixel % kStemColumns;
+    const int64_t m = (n * P + row) * p.Q + column;
+    Vector v = {};
+    if (row < P && column < p.Q && k0 + k < p.K) {
+      v = ptx::ld_global(reinterpret_cast<const Vector*>(dy + m * p.at.y_pixel));
+      if (mask.y != nullptr) {
+        const auto at = ptx::ld_global(reinterpret_cast<const Vector*>(y + m * mask.pixel));
+#pragma unroll
+        for (int e = 0; e < V; ++e)
+          v.at[e] = narrow<T>(activation_grad(widen(v.at[e]), widen(at.at[e]), mask.activation));
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < V; ++e) part[e] += widen(v.at[e]);
+    const uint32_t chunk = swizzle_depth<T, Dy::kRowBytes>(pixel, k / kSize) * 16;
+    ptx::st_shared(shared + pixel * Dy::kRowBytes + chunk + k % kSize * uint32_t(sizeof(T)), v);
+  }
+#pragma unroll
+  for (int e = 0; e < V; ++e)
+    ptx::st_shared(sums + e * 4, ptx::ld_shared<float>(sums + e * 4) + part[e]);
+}
+
 // Fragments of x: pixels of a step times this warp's weights; `at` is the patch at the step's first
 // pixel. Pixels past the row are left out, as zero times infinity would be NaN.
 template <class Config>
@@ -95,7 +136,8 @@ template <class Config>
 __global__ void __launch_bounds__(kStemThreads, Config::kBlocks)
     conv_stem_weight_grad(const ConvParams __grid_constant__ p,
                           const StemShape __grid_constant__ shape,
-                          const StemGrid __grid_constant__ grid) {
+                          const StemGrid __grid_constant__ grid,
+                          const StemBiasGrad __grid_constant__ bias) {
   using T = typename Config::T;
   using Warp = WarpTile<Config>;
   using Dy = typename Config::Dy;
@@ -114,6 +156,11 @@ __global__ void __launch_bounds__(kStemThreads, Config::kBlocks)
     offsets[j] = r * shape.patch_pitch + (n - r * row_length) * int(sizeof(T));
   }
   const uint32_t dy = shared + Warp::template start_of<Dy, true>(0, lane % 16, lane / 16);
+  // A thread's sums of dy: [threads along pixels][channels].
+  const int vector = grid.whole ? Chunk<T>::kSize : 1;
+  const uint32_t sums_of_dy = shared + shape.slab, own_sums = sums_of_dy + threadIdx.x * vector * 4;
+  if (bias.partial != nullptr)
+    for (int e = 0; e < vector; ++e) ptx::st_shared(own_sums + e * 4, 0.f);
   Warp warp;
   clear(warp);
 #pragma unroll 1
@@ -122,7 +169,12 @@ __global__ void __launch_bounds__(kStemThreads, Config::kBlocks)
     const int q0 = int(take_remainder(n, grid.columns)) * kStemColumns;
     const int p0 = int(take_remainder(n, grid.rows)) * kStemRows;
     __syncthreads();  // the last tile has been read
-    fill_dy<Config>(p, n, p0, q0, k0, grid.whole, shared);
+    if (bias.partial == nullptr)
+      fill_dy<Config>(p, n, p0, q0, k0, grid.whole, shared);
+    else if (grid.whole)
+      fill_masked_dy<Config, Chunk<T>::kSize>(p, bias.mask, n, p0, q0, k0, shared, own_sums);
+    else
+      fill_masked_dy<Config, 1>(p, bias.mask, n, p0, q0, k0, shared, own_sums);
     fill_patch<Config>(p, shape, n, p0 * p.stride_h - p.pad_t, q0 * p.stride_w - p.pad_l, shared);
     ptx::cp_async_wait_group<0>();
     __syncthreads();
@@ -143,6 +195,16 @@ __global__ void __launch_bounds__(kStemThreads, Config::kBlocks)
       warp.promote();  // 16 pixels
     }
   }
+  if (bias.partial != nullptr && blockIdx.y % tiles_n == 0) {
+    __syncthreads();
+    const int k = threadIdx.x;
+    if (k < kStemGradChannels && k0 + k < p.K) {
+      float sum = 0;
+      for (int row = 0; row < kStemThreads * vector / kStemGradChannels; ++row)
+        sum += ptx::ld_shared<float>(sums_of_dy + (row * kStemGradChannels + k) * 4);
+      ptx::st_global(bias.partial + int64_t(blockIdx.x) * p.K + k0 + k, sum);
+    }
+  }
   float* to = p.at.partial + int64_t(blockIdx.x) * p.K * p.depth;
   auto& sums = warp.sums();
 #pragma unroll
@@ -159,7 +221,8 @@ __global__ void __launch_bounds__(kStemThreads, Config::kBlocks)
 // ---- Launches ----
 
 template <Math kMath, int kN>
-Status launch_stem_grad_config(const ConvParams& p, const StemShape& shape, Stream stream) {
+Status launch_stem_grad_config(const ConvParams& p, const StemShape& shape,
+                               const StemBiasGrad& bias, Stream stream) {
   using Config = StemGradConfig<kMath, kN>;
   const char* const names[] = {"f16", "bf16", "tf32", "f32"};
   static const KernelLabel label("conv_stem_weight_grad_%s_64x%d", names[int(kMath)], kN);
@@ -168,19 +231,21 @@ Status launch_stem_grad_config(const ConvParams& p, const StemShape& shape, Stre
   const int images = p.M / int(p.by_image.d);
   StemGrid grid = {make_axis(columns), make_axis(rows), images * rows * columns, false};
   constexpr int kSize = Chunk<typename Config::T>::kSize;
-  grid.whole = p.K % kSize == 0 && uintptr_t(p.at.y) % 16 == 0 && p.at.y_pixel % kSize == 0;
+  grid.whole = p.K % kSize == 0 && uintptr_t(p.at.y) % 16 == 0 && p.at.y_pixel % kSize == 0 &&
+               uintptr_t(bias.mask.y) % 16 == 0 && bias.mask.pixel % kSize == 0;
   const int64_t tiles =
       int64_t(p.K + kStemGradChannels - 1) / kStemGradChannels * ((p.depth + kN - 1) / kN);
   if (tiles > 65535) return {label.text, "more channels than a grid has rows"};
   return launch(label.text, conv_stem_weight_grad<Config>, dim3(p.splits, unsigned(tiles)),
-                kStemThreads, shape.shared_bytes, stream, p, shape, grid);
+                kStemThreads, shape.shared_bytes, stream, p, shape, grid, bias);
 }
 
 template <Math kMath>
-Status launch_stem_weight_grad(const ConvParams& p, Stream stream) {
+Status launch_stem_weight_grad(const ConvParams& p, const StemBiasGrad& bias, Stream stream) {
   const StemShape shape = stem_grad_shape(p.C, p.R, p.S, p.stride_h, p.stride_w, kMath);
-  if (stem_grad_columns(p.depth) == 32) return launch_stem_grad_config<kMath, 32>(p, shape, stream);
-  return launch_stem_grad_config<kMath, 160>(p, shape, stream);
+  return stem_grad_columns(p.depth) == 32
+             ? launch_stem_grad_config<kMath, 32>(p, shape, bias, stream)
+             : launch_stem_grad_config<kMath, 160>(p, shape, bias, stream);
 }
 
 }  // namespace fastconv::cuda

@@ -13,8 +13,10 @@ struct PartsOrder {
 };
 
 // One weight's gradient in plain float32; ends early where the sum is truly NaN.
-FASTCONV_DEVICE float plain_weight_sum(const ConvParams& p, int k, int c, int r, int s) {
+FASTCONV_DEVICE float plain_weight_sum(const ConvParams& p, const OutputMask& mask, int k, int c,
+                                       int r, int s) {
   const float* dy = static_cast<const float*>(p.at.y) + k;
+  const float* y = static_cast<const float*>(mask.y) + k;
   const float* x = static_cast<const float*>(p.at.x) + k / p.K * p.C + c;
   float sum = 0;
 #pragma unroll 1
@@ -23,8 +25,10 @@ FASTCONV_DEVICE float plain_weight_sum(const ConvParams& p, int k, int c, int r,
     const int h = at.p * p.stride_h - p.pad_t + r * p.dil_h;
     const int w = at.q * p.stride_w - p.pad_l + s * p.dil_w;
     if (h < 0 || h >= p.H || w < 0 || w >= p.W) continue;
-    sum += ptx::ld_global(dy + m * p.at.y_pixel) *
-           ptx::ld_global(x + ((int64_t(at.n) * p.H + h) * p.W + w) * p.at.x_pixel);
+    float dz = ptx::ld_global(dy + m * p.at.y_pixel);
+    if (mask.y != nullptr)
+      dz = activation_grad(dz, ptx::ld_global(y + m * mask.pixel), mask.activation);
+    sum += dz * ptx::ld_global(x + ((int64_t(at.n) * p.H + h) * p.W + w) * p.at.x_pixel);
   }
   return sum;
 }
@@ -43,7 +47,8 @@ __global__ void __launch_bounds__(kAddPartsThreads)
   const int64_t c = take_remainder(k, order.C), s = take_remainder(k, order.S),
                 r = take_remainder(k, order.R);
   if constexpr (sizeof(T) == 4)
-    if (sums.mend && sum != sum) sum = plain_weight_sum(sums.conv, int(k), int(c), int(r), int(s));
+    if (sums.mend && sum != sum)
+      sum = plain_weight_sum(sums.conv, sums.mask, int(k), int(c), int(r), int(s));
   ptx::st_global(const_cast<T*>(element<T>(sums.dw, k, c, r, s)), narrow<T>(sum));
 }
 

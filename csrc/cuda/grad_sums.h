@@ -6,6 +6,13 @@
 
 namespace fastconv::cuda {
 
+// An activation between a convolution and the dy given: what its gradient is taken at.
+struct OutputMask {
+  const void* y;  // the forward's output, rows of channels as dy; null where there is none
+  int64_t pixel;
+  Activation activation;
+};
+
 struct GradSums {
   const void* partial;  // [splits][K][R][S][C], float (float64: double)
   View dw;              // (K, C, R, S), C of a group, any strides
@@ -14,6 +21,7 @@ struct GradSums {
   // Of 3xTF32: sums that are NaN are made again in float32, from the operands of conv_weight_grad.
   bool mend;
   ConvParams conv;
+  OutputMask mask;
 };
 
 // How a sum over `pixels` is split, `step` pixels at a time: so many parts that `tiles` of them

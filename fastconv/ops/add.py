@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .registry import Op
+from .registry import Op, public
 from .sizes import activation_code, autocast_enabled, batched, check, check_dtype, empty
-from .vmap import fold_batch
+from .vmap import fold_batch, to_channels
 
 
 def residual_add(input: Tensor, shortcut: Tensor, activation: str | None = None) -> Tensor:
@@ -45,6 +45,11 @@ def activation_grad(grad: Tensor, output: Tensor, activation: int) -> Tensor:
     return _activation_grad(grad, output, activation)
 
 
+def activation_bias_grad(grad: Tensor, output: Tensor, activation: int) -> tuple[Tensor, Tensor]:
+    """`activation_grad`, and its sum over n, p and q: the gradient of a bias before it."""
+    return _activation_bias_grad(grad, output, activation)
+
+
 # --- fake kernels -------------------------------------------------------------------------------
 
 
@@ -78,6 +83,21 @@ def _activation_grad_fake(grad, output, activation):
     return _fake("activation_grad", 1, grad=grad, output=output)
 
 
+def _activation_bias_grad_fake(grad, output, activation):
+    return _activation_grad_fake(grad, output, activation), grad.new_empty([grad.shape[1]])
+
+
+# --- vmap ---------------------------------------------------------------------------------------
+
+
+def _activation_bias_grad_vmap(info, in_dims, grad, output, activation):
+    size, (dg, dy) = info.batch_size, in_dims[:2]
+    dz, db = public("activation_bias_grad")(
+        to_channels(grad, dg, size, 1), to_channels(output, dy, size, 1), activation
+    )
+    return (dz.unflatten(1, (size, -1)), db.unflatten(0, (size, -1))), (1, 0)
+
+
 # --- gradients ----------------------------------------------------------------------------------
 
 
@@ -107,6 +127,10 @@ def _activation_grad_backward(ctx, grad_dz):
     return d_grad, d_output, None
 
 
+def _activation_bias_grad_backward(ctx, grad_dz, grad_db):
+    return _activation_grad_backward(ctx, grad_dz + grad_db[:, None, None])
+
+
 _residual_add = Op(
     "residual_add",
     _residual_add_fake,
@@ -120,4 +144,11 @@ _activation_grad = Op(
     fold_batch("activation_grad"),
     _activation_grad_save,
     _activation_grad_backward,
+)
+_activation_bias_grad = Op(
+    "activation_bias_grad",
+    _activation_bias_grad_fake,
+    _activation_bias_grad_vmap,
+    _activation_grad_save,
+    _activation_bias_grad_backward,
 )

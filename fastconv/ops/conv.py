@@ -7,19 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .add import activation_grad
+from . import conv_fakes
+from .add import activation_bias_grad, activation_grad
 from .registry import Op, public
 from .sizes import (
     activation_code,
     allows_tf32,
     autocast_enabled,
     batched,
-    check,
-    check_dtype,
-    check_size,
     conv_padding,
-    conv_shape,
-    empty,
     pair,
 )
 from .vmap import to_batch, to_channels
@@ -153,59 +149,6 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     ]
 
 
-# --- fake kernels -------------------------------------------------------------------------------
-
-
-def _same(op: str, first: Tensor, **others: Tensor | None) -> None:
-    check_dtype(op, first)
-    for name, t in others.items():
-        if t is not None:
-            check(
-                t.dtype == first.dtype,
-                lambda name=name, t=t: (
-                    f"{op}: the first operand is {first.dtype} but {name} is "
-                    f"{t.dtype}; they must have the same dtype"
-                ),
-            )
-            check(
-                t.device == first.device,
-                lambda name=name, t=t: (
-                    f"{op}: the first operand is on {first.device} but {name} is on {t.device}"
-                ),
-            )
-
-
-def _conv2d_fake(input, weight, bias, residual, *settings):
-    _same("conv2d", input, weight=weight, bias=bias, residual=residual)
-    size = conv_shape(input.shape, weight.shape, settings[:9])
-    if bias is not None:
-        check(
-            bias.dim() == 1 and bias.shape[0] == size[1],
-            lambda: f"conv2d: bias must have size [{size[1]}], got {list(bias.shape)}",
-        )
-    if residual is not None:
-        check_size("conv2d", "residual", residual, size)
-    return empty(input, size)
-
-
-def _input_grad_fake(grad, weight, height, width, *settings):
-    _same("conv2d_input_grad", grad, weight=weight)
-    size = [grad.shape[0], weight.shape[1] * settings[8], height, width]
-    check_size("conv2d_input_grad", "grad", grad, conv_shape(size, weight.shape, settings[:9]))
-    return empty(grad, size)
-
-
-def _weight_grad_fake(input, grad, kernel_h, kernel_w, *settings):
-    _same("conv2d_weight_grad", input, grad=grad)
-    size = [grad.shape[1], input.shape[1] // settings[8], kernel_h, kernel_w]
-    check_size("conv2d_weight_grad", "grad", grad, conv_shape(input.shape, size, settings[:9]))
-    return input.new_empty(size)
-
-
-def _bias_grad_fake(grad):
-    return grad.new_empty([grad.shape[1]])
-
-
 # --- vmap: the mapped axis joins the batch, or the groups where the weights are mapped ----------
 # NOTE the rules call the public ops: an Op's own call would start a transform again.
 
@@ -258,6 +201,21 @@ def _weight_grad_vmap(info, in_dims, input, grad, kernel_h, kernel_w, *settings)
     return dw.unflatten(0, (size, -1)), 0
 
 
+def _weight_bias_grad_vmap(info, in_dims, input, grad, kernel_h, kernel_w, *args):
+    size, (dx, dg, do) = info.batch_size, (*in_dims[:2], in_dims[14])
+    *settings, output, activation = args
+    grads = public("conv2d_weight_bias_grad")(
+        to_channels(input, dx, size, 1),
+        to_channels(grad, dg, size, 1),
+        kernel_h,
+        kernel_w,
+        *_more_groups(settings, size),
+        to_channels(output, do, size, 1),
+        activation,
+    )
+    return tuple(g.unflatten(0, (size, -1)) for g in grads), (0, 0)
+
+
 def _bias_grad_vmap(info, in_dims, grad):
     db = public("conv2d_bias_grad")(to_channels(grad, in_dims[0], info.batch_size, 1))
     return db.unflatten(0, (info.batch_size, -1)), 0
@@ -275,13 +233,20 @@ def _conv2d_save(ctx, inputs, output):
 def _conv2d_backward(ctx, grad):
     input, weight, output = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    if ctx.activation:
-        grad = activation_grad(grad, output, ctx.activation)
+    sizes = (*weight.shape[2:], *ctx.window, ctx.precision)
     dx = dw = db = None
-    if needs[1]:  # first, as its scratch would come on top of dx
-        dw = _conv2d_weight_grad(input, grad, *weight.shape[2:], *ctx.window, ctx.precision)
-    if needs[2]:
+    # Where nothing else needs the gradient before the activation it is not made as a tensor.
+    if needs[1] and (not (needs[0] or needs[3]) if ctx.activation else needs[2]):
+        dw, db = _conv2d_weight_bias_grad(input, grad, *sizes, output, ctx.activation)
+        needs = (needs[0], False, False, needs[3])
+    elif ctx.activation and needs[2]:
+        grad, db = activation_bias_grad(grad, output, ctx.activation)
+    elif ctx.activation:
+        grad = activation_grad(grad, output, ctx.activation)
+    elif needs[2]:
         db = _conv2d_bias_grad(grad)
+    if needs[1]:  # first, as its scratch would come on top of dx
+        dw = _conv2d_weight_grad(input, grad, *sizes)
     if needs[0]:
         dx = _conv2d_input_grad(grad, weight, *input.shape[2:], *ctx.window, ctx.precision)
     return (dx, dw, db, grad if needs[3] else None, *[None] * 11)
@@ -319,6 +284,28 @@ def _weight_grad_backward(ctx, grad_dw):
     return (d_input, d_grad, *[None] * 12)
 
 
+def _weight_bias_grad_save(ctx, inputs, output):
+    input, grad, _, _, *ctx.settings, mask, ctx.activation = inputs
+    ctx.save_for_backward(input, grad, mask if ctx.activation else None)
+
+
+def _weight_bias_grad_backward(ctx, grad_dw, grad_db):
+    input, grad, output = ctx.saved_tensors
+    *window, precision = ctx.settings
+    needs = ctx.needs_input_grad
+    d_input = d_grad = d_output = None
+    if needs[0]:
+        dz = activation_grad(grad, output, ctx.activation) if ctx.activation else grad
+        d_input = _conv2d_input_grad(dz, grad_dw, *input.shape[2:], *window, precision)
+    if needs[1] or needs[14]:
+        d_grad = _conv2d(input, grad_dw, grad_db, None, *window, 0, precision)
+        if ctx.activation == 2 and needs[14]:
+            d_output = d_grad * grad * (1 - 2 * output)
+        if ctx.activation:
+            d_grad = activation_grad(d_grad, output, ctx.activation)
+    return (d_input, d_grad if needs[1] else None, *[None] * 12, d_output, None)
+
+
 def _bias_grad_save(ctx, inputs, output):
     ctx.size = inputs[0].shape
 
@@ -327,17 +314,28 @@ def _bias_grad_backward(ctx, grad_db):
     return grad_db[None, :, None, None].expand(ctx.size)
 
 
-_conv2d = Op("conv2d", _conv2d_fake, _conv2d_vmap, _conv2d_save, _conv2d_backward)
+_conv2d = Op("conv2d", conv_fakes.conv2d, _conv2d_vmap, _conv2d_save, _conv2d_backward)
 _conv2d_input_grad = Op(
-    "conv2d_input_grad", _input_grad_fake, _input_grad_vmap, _input_grad_save, _input_grad_backward
+    "conv2d_input_grad",
+    conv_fakes.input_grad,
+    _input_grad_vmap,
+    _input_grad_save,
+    _input_grad_backward,
 )
 _conv2d_weight_grad = Op(
     "conv2d_weight_grad",
-    _weight_grad_fake,
+    conv_fakes.weight_grad,
     _weight_grad_vmap,
     _weight_grad_save,
     _weight_grad_backward,
 )
 _conv2d_bias_grad = Op(
-    "conv2d_bias_grad", _bias_grad_fake, _bias_grad_vmap, _bias_grad_save, _bias_grad_backward
+    "conv2d_bias_grad", conv_fakes.bias_grad, _bias_grad_vmap, _bias_grad_save, _bias_grad_backward
+)
+_conv2d_weight_bias_grad = Op(
+    "conv2d_weight_bias_grad",
+    conv_fakes.weight_bias_grad,
+    _weight_bias_grad_vmap,
+    _weight_bias_grad_save,
+    _weight_bias_grad_backward,
 )

@@ -122,16 +122,41 @@ def conv2d_weight_grad(dw, input, grad, kernel_h, kernel_w, *settings) -> None:
 
 def conv2d_bias_grad(db, grad) -> None:
     """db[k] = the sum of grad over n, p and q."""
+    _bias_grad(db, grad, None, None, 0)
+
+
+def activation_bias_grad(outputs, grad, output, activation) -> None:
+    """dz = grad times the activation's derivative at its output, and db, its sum."""
+    dz, db = outputs
+    _bias_grad(db, grad, output, dz, activation)
+
+
+def conv2d_weight_bias_grad(outputs, input, grad, kernel_h, kernel_w, *settings) -> None:
+    """dw and db; of the sum before an activation where its output is given."""
+    (dw, db), (*settings, output, activation) = outputs, settings
+    if activation:
+        dz = torch.empty_like(output)
+        _bias_grad(db, grad, output, dz, activation)
+        grad = dz
+    else:
+        _bias_grad(db, grad, None, None, 0)
+    conv2d_weight_grad(dw, input, grad, kernel_h, kernel_w, *settings)
+
+
+def _bias_grad(db, grad, output, dz, activation) -> None:
+    """db, the sum of grad; where an activation's `output` is given, of dz, which it makes."""
     n, k, p, q = grad.shape
-    by = unit(grad, k)
-    bm, bc = block(grad)
+    by = unit(grad, k, output, dz)
+    bm, bc = block(grad, output, dz)
+    z, to = (grad, grad) if output is None else (output, dz)
     steps, columns = cdiv(n * p * q, bm), cdiv(k, bc)
     splits = tiles.choose_splits(columns, steps, device_of(grad), 4)
     partial = _partial(grad, splits, k)
     launch(
-        conv_bias_grad, (columns, 1, splits), grad, grad, partial, n, k // by, p, q,
-        *strides(grad, by), cdiv(steps, splits),
-        DY_UNIT=by, WIDE=is_wide((p, q)), BM=bm, BC=bc, num_warps=4,
+        conv_bias_grad, (columns, 1, splits), grad, grad, z, to, partial, n, k // by, p, q,
+        *strides(grad, by), *strides(z, by), *strides(to, by), cdiv(steps, splits),
+        UNIT=by, ACTIVATION=activation, MASKED=output is not None, WIDE=is_wide((p, q)), BM=bm,
+        BC=bc, num_warps=4,
     )  # fmt: skip
     _add_splits(partial, db, None, None, splits, (1, 1, 1), k, (0, 0, 0, 1), (0, 0, 0, 0), 0)
 

@@ -1,18 +1,27 @@
-"""The bias gradient: db[k] = sum_{n,p,q} dy[n,k,p,q], in splits whose sums are added in order."""
+"""The bias gradient: db[k] = sum_{n,p,q} dz[n,k,p,q], in splits whose sums are added in order.
+
+dz is dy, or the gradient of an activation, made in the same pass.
+"""
 
 import triton
 import triton.language as tl
 
-from .language import outputs_at, widen
+from .add import combine
+from .language import narrow, outputs_at, widen
 
 
 @triton.jit
 def conv_bias_grad(
-    dy, partial, N, K, P, Q, dy_n, dy_h, dy_w, dy_c, steps_each,
-    DY_UNIT: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    dy, z, dz, partial, N, K, P, Q, dy_n, dy_h, dy_w, dy_c, z_n, z_h, z_w, z_c, dz_n, dz_h, dz_w,
+    dz_c, steps_each, UNIT: tl.constexpr, ACTIVATION: tl.constexpr, MASKED: tl.constexpr,
+    WIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """partial[split, k]. Grid: tiles of K; 1; splits of the outputs."""
-    dy_n, dy_h, dy_w, K = dy_n * DY_UNIT, dy_h * DY_UNIT, dy_w * DY_UNIT, K * DY_UNIT
+    """partial[split, k]. MASKED: dz = dy at the activation's output z. Grid: tiles of K; 1; splits
+    of the outputs."""
+    K = K * UNIT
+    dy_n, dy_h, dy_w = dy_n * UNIT, dy_h * UNIT, dy_w * UNIT
+    z_n, z_h, z_w = z_n * UNIT, z_h * UNIT, z_w * UNIT
+    dz_n, dz_h, dz_w = dz_n * UNIT, dz_h * UNIT, dz_w * UNIT
     split = tl.program_id(2)
     k = tl.program_id(0) * BC + tl.arange(0, BC)
     acc = tl.zeros((BM, BC), partial.dtype.element_ty)
@@ -20,7 +29,19 @@ def conv_bias_grad(
     begin = tl.cast(split, tl.int64) * steps_each
     for step in range(begin, tl.minimum(begin + steps_each, steps)):
         n, p, q = outputs_at(step, N, P, Q, BM, WIDE)
-        at = n * dy_n + p.to(tl.int64) * dy_h + q.to(tl.int64) * dy_w
-        places = dy + at[:, None] + (k * tl.cast(dy_c, tl.int64))[None, :]
-        acc += widen(tl.load(places, mask=(n < N)[:, None] & (k < K)[None, :], other=0.0))
+        p, q = p.to(tl.int64), q.to(tl.int64)
+        inside = (n < N)[:, None] & (k < K)[None, :]
+        row = dy + n * dy_n + p * dy_h + q * dy_w
+        channels = (k * tl.cast(dy_c, tl.int64))[None, :]
+        value = widen(tl.load(row[:, None] + channels, mask=inside, other=0.0))
+        if MASKED:
+            row = z + n * z_n + p * z_h + q * z_w
+            channels = (k * tl.cast(z_c, tl.int64))[None, :]
+            at = widen(tl.load(row[:, None] + channels, mask=inside, other=0.0))
+            rounded = narrow(combine(value, at, ACTIVATION, True), dz.dtype.element_ty)
+            row = dz + n * dz_n + p * dz_h + q * dz_w
+            channels = (k * tl.cast(dz_c, tl.int64))[None, :]
+            tl.store(row[:, None] + channels, rounded, mask=inside)
+            value = widen(rounded)
+        acc += value
     tl.store(partial + tl.cast(split, tl.int64) * K + k, tl.sum(acc, 0), mask=k < K)

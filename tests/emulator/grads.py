@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastconv.ops.sizes import ACTIVATIONS
+
 from . import buffers
 from .ops import SMALL_H100, emulated_cuda
 from .simt import RUNS
@@ -15,23 +17,22 @@ def window(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1) -> tuple[in
     return (*stride, *(padding if len(padding) == 4 else padding * 2), *dilation, groups)
 
 
-def in_every_order(op: str, first: Tensor, second: Tensor | None, *arguments, gpu=SMALL_H100):
-    """(output, kernels launched): the same to the bit under every order of fibers.
+def in_every_order(op: str, *arguments, gpu=SMALL_H100):
+    """(*outputs, kernels launched): the same to the bit under every order of fibers.
 
-    The operands end, or begin, at a page that cannot be accessed; the output is poisoned before.
+    The operands end, or begin, at a page that cannot be accessed; outputs are poisoned before.
     """
-    outputs = []
+    operands = {str(i): a for i, a in enumerate(arguments) if isinstance(a, Tensor)}
+    results = []
     for order, seed, right in RUNS:
-        with (
-            emulated_cuda(gpu, order, seed) as log,
-            buffers(right, first=first, second=second) as b,
-        ):
-            tensors = [buffer.tensor for buffer in b.values() if buffer is not None]
-            run = getattr(torch.ops.fastconv_emulated, f"{op}_raw")
-            outputs.append(run(*tensors, *arguments))
-        same = (outputs[-1] == outputs[0]) | (outputs[-1].isnan() & outputs[0].isnan())
-        assert same.all(), f"{order} order differs from ascending in {int((~same).sum())}"
-    return outputs[0], log
+        with emulated_cuda(gpu, order, seed) as log, buffers(right, **operands) as b:
+            given = [b[str(i)].tensor if str(i) in b else a for i, a in enumerate(arguments)]
+            outputs = getattr(torch.ops.fastconv_emulated, f"{op}_raw")(*given)
+            results.append(outputs if isinstance(outputs, tuple) else (outputs,))
+        for one, first in zip(results[-1], results[0], strict=True):
+            same = (one == first) | (one.isnan() & first.isnan())
+            assert same.all(), f"{order} order differs from ascending in {int((~same).sum())}"
+    return *results[0], log
 
 
 def input_grad(dy: Tensor, w: Tensor, size, tf32=False, gpu=SMALL_H100, **settings):
@@ -49,4 +50,26 @@ def weight_grad(x: Tensor, dy: Tensor, size, tf32=False, gpu=SMALL_H100, **setti
 
 
 def bias_grad(dy: Tensor, gpu=SMALL_H100):
-    return in_every_order("conv2d_bias_grad", dy, None, gpu=gpu)
+    return in_every_order("conv2d_bias_grad", dy, gpu=gpu)
+
+
+def activation_bias_grad(dy: Tensor, y: Tensor, activation: str | None):
+    """dz, its sums, log."""
+    return in_every_order("activation_bias_grad", dy, y, ACTIVATIONS[activation])
+
+
+def weight_bias_grad(
+    x: Tensor,
+    dy: Tensor,
+    y: Tensor | None,
+    size,
+    activation: str | None,
+    tf32=False,
+    gpu=SMALL_H100,
+    **settings,
+):
+    """dw, db, log; of the sum before the activation whose result `y` is."""
+    return in_every_order(
+        "conv2d_weight_bias_grad", x, dy, *size, *window(**settings), int(tf32), y,
+        ACTIVATIONS[activation], gpu=gpu,
+    )  # fmt: skip

@@ -8,9 +8,4 @@ Status launch_conv_direct_weight_grad(const DirectWeightGradParams& params, Stre
   });
 }
 
-Status launch_conv_bias_grad(const BiasGradParams& params, Stream stream) {
-  return for_dtype(params.dtype,
-                   [&](auto zero) { return launch_bias_grad<decltype(zero)>(params, stream); });
-}
-
 }  // namespace fastconv::cuda

@@ -3,9 +3,10 @@
 
 namespace fastconv::cuda {
 
-Status launch_conv_stem_weight_grad(const ConvParams& params, Math math, Stream stream) {
+Status launch_conv_stem_weight_grad(const ConvParams& params, const StemBiasGrad& bias, Math math,
+                                    Stream stream) {
   return with_math(math, [&](auto constant) {
-    return launch_stem_weight_grad<decltype(constant)::value>(params, stream);
+    return launch_stem_weight_grad<decltype(constant)::value>(params, bias, stream);
   });
 }
 
