@@ -21,21 +21,27 @@ def run_orders(direction, first, second, size, **options):
         kernels.conv_grad(direction, first, second, size, order=o, seed=s, right=r, **options)
         for o, s, r in RUNS
     ]
+    outputs = [output if isinstance(output, tuple) else (output,) for output in outputs]
     for (order, *_), output in zip(RUNS[1:], outputs[1:], strict=True):
-        same = (output == outputs[0]) | (output.isnan() & outputs[0].isnan())
-        assert same.all(), f"{order} order differs from ascending in {int((~same).sum())} outputs"
+        for one, first in zip(output, outputs[0], strict=True):
+            same = (one == first) | (one.isnan() & first.isnan())
+            assert same.all(), f"{order} order differs from ascending in {int((~same).sum())}"
     return outputs[0]
 
 
-def check(direction, math, tile, x, w, splits=1, pointwise=False, **settings):
+def check(direction, math, tile, x, w, splits=1, pointwise=False, bias=False, **settings):
+    """``bias``: the weight gradient's kernel sums dy too."""
     dtype = kernels.DTYPES[math]
     x, w, dy = operands(x, w, dtype, **settings)
     which = DIRECTIONS.index(direction)
     given = ((dy, w), (x, dy))[which]
     size = (x if which == 0 else w).shape[2:]
     options = dict(math=math, tile=tile, splits=splits, pointwise=pointwise, **settings)
+    options["bias"] = bias = bias and which == 1
     emulator.take_log()
-    ours = run_orders(direction, *given, size, **options)
+    ours, *db = run_orders(direction, *given, size, **options)
+    if bias:
+        assert_good(db[0], dy.sum((0, 2, 3)), dy.double().sum((0, 2, 3)), dtype, name="db")
     stem = "conv1x1" if pointwise else "conv_implicit_gemm"
     name = f"{stem}_{direction}_{math}_{kernels.tiles(math, direction)[tile]}"
     assert emulator.take_log().count(name) == len(RUNS)
@@ -60,12 +66,12 @@ def tile_id(value):
 # Tails in every dimension of a tile: 24 and 72 channels, 286 pixels.
 @pytest.mark.parametrize("tile", TILES, ids=tile_id)
 def test_every_tile(tile):
-    check(*tile, (1, 24, 22, 13), (72, 24, 3, 3), padding=(0, 1), splits=1 + tile[2] % 2)
+    check(*tile, (1, 24, 22, 13), (72, 24, 3, 3), padding=(0, 1), splits=1 + tile[2] % 2, bias=True)
 
 
 @pytest.mark.parametrize("tile", TILES, ids=tile_id)
 def test_every_tile_1x1(tile):
-    check(*tile, (1, 24, 22, 13), (72, 24, 1, 1), pointwise=True)
+    check(*tile, (1, 24, 22, 13), (72, 24, 1, 1), pointwise=True, bias=True)
 
 
 CASES = [
@@ -92,7 +98,7 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]} {c[1]}".replace(", ", ","))
 def test_gradients(case, math, direction):
     x, w, settings = case
-    check(direction, math, 2, x, w, **settings)  # 64 x 64, the longest step
+    check(direction, math, 2, x, w, bias=True, **settings)  # 64 x 64, the longest step
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -172,6 +172,14 @@ def test_conv_stem_weight_bias_grad(case, math):
 
 
 @pytest.mark.parametrize("math", kernels.MATHS)
+def test_conv_stem_weight_bias_grad_of_an_empty_batch(math):
+    dtype = kernels.DTYPES[math]
+    x, dy = simt.tensor((0, 3, 9, 8), dtype), simt.tensor((0, 40, 7, 6), dtype)
+    dw, db, log = grads.weight_bias_grad(x, dy, dy, (3, 3), "relu", math == "tf32")
+    assert log[0].startswith("conv_stem_weight_grad") and (dw == 0).all() and (db == 0).all()
+
+
+@pytest.mark.parametrize("math", kernels.MATHS)
 def test_conv_stem_weight_bias_grad_drops_what_is_not_finite(math):
     """Also where float32's sums are made again; what the mask leaves stays as it is."""
     x, w, dy = operands((2, 3, 17, 25), (16, 3, 3, 3), kernels.DTYPES[math], stride=(2, 2))
@@ -220,7 +228,7 @@ def test_conv_stem_weight_grad_slices():
         torch.float16,
     )
     assert [name.startswith(("conv_stem_weight_grad", "add_parts")) for name in log] == [True] * 2
-    y = simt.tensor((1, 56, 5, 17), torch.float16)[:, 5:29]  # not aligned
+    y = simt.tensor((1, 57, 5, 17), torch.float16)[:, 5:29]  # not aligned
     dw, db, log = grads.weight_bias_grad(x, dy, y, (3, 3), "relu", stride=(2, 1))
     dz = dy * (y > 0)
     truth = torch_gradients(x.double(), w.double(), dz.double(), stride=(2, 1))[1]

@@ -149,13 +149,39 @@ void weight_grad_parts(const GradCall& c, bool mend, bool aligned, int32_t split
   c.must(launch_add_parts(sums, c.place.stream));
 }
 
-void weight_grad_gemm(const GradCall& c, bool pointwise, Math math) {
+// The parts of a bias gradient, added up in db.
+Status add_bias_parts(const Tensor& partial, int64_t splits, DType dtype, const Tensor& db,
+                      const Place& place) {
+  const View to = {db.mutable_data_ptr(), {db.numel(), 1, 1, 1}, {1, 1, 1, 1}};
+  return launch_add_parts({partial.mutable_data_ptr(), to, splits, dtype}, place.stream);
+}
+
+// Parts of a bias gradient that a weight gradient's kernel leaves beside its own, or none.
+struct BiasParts {
+  OptionalTensor tensor;
+  int64_t splits = 0;
+
+  // For `db`, which may be null.
+  BiasParts(const GradCall& c, const Tensor* db, int64_t splits) : splits(splits) {
+    if (db) tensor = parts(c.output, splits, c.p.K, c.p.dtype);
+  }
+  float* data() const { return tensor ? static_cast<float*>(tensor->mutable_data_ptr()) : nullptr; }
+  void add(const GradCall& c, const Tensor* db) const {
+    if (db) c.must(add_bias_parts(*tensor, splits, c.p.dtype, *db, c.place));
+  }
+};
+
+// The bias gradient too where `db` is given; that of a stem is of dy under `mask`.
+void weight_grad_gemm(const GradCall& c, bool pointwise, Math math, const Tensor* db) {
   const TileChoice tile = choose_tile(c.p, math, c.place.gpu, Direction::weight_grad);
   check(tile.tile >= 0, c.op, ": no tile of this GPU takes the problem");
-  weight_grad_parts(
-      c, math == Math::f32, true, tile.splits, tile.split_depth, [&](const ConvParams& params) {
-        return launch_conv_weight_grad(params, pointwise, math, tile.tile, c.place.stream);
-      });
+  const BiasParts bias(c, db, tile.splits);
+  weight_grad_parts(c, math == Math::f32, true, tile.splits, tile.split_depth,
+                    [&](const ConvParams& params) {
+                      return launch_conv_weight_grad(params, bias.data(), pointwise, math,
+                                                     tile.tile, c.place.stream);
+                    });
+  bias.add(c, db);
 }
 
 void weight_grad_depthwise(const GradCall& c) {
@@ -167,38 +193,30 @@ void weight_grad_depthwise(const GradCall& c) {
                     });
 }
 
-// The parts of a bias gradient, added up in db.
-Status add_bias_parts(const Tensor& partial, int64_t splits, DType dtype, const Tensor& db,
-                      const Place& place) {
-  const View to = {db.mutable_data_ptr(), {db.numel(), 1, 1, 1}, {1, 1, 1, 1}};
-  return launch_add_parts({partial.mutable_data_ptr(), to, splits, dtype}, place.stream);
-}
-
-// The bias gradient too where `db` is given, of dy under `mask`.
-void weight_grad_stem(const GradCall& c, Math math, const Tensor* db = nullptr,
-                      const OutputMask& mask = {}) {
+void weight_grad_stem(const GradCall& c, Math math, const Tensor* db, const OutputMask& mask) {
   const int32_t splits = stem_grad_splits(c.p, math, c.place.gpu);
-  StemBiasGrad bias = {mask, nullptr};
-  OptionalTensor partial;
-  if (db) {
-    partial = parts(c.output, splits, c.p.K, c.p.dtype);
-    bias.partial = static_cast<float*>(partial->mutable_data_ptr());
-  }
+  const BiasParts bias(c, db, splits);
   weight_grad_parts(
       c, math == Math::f32, false, splits, 0,
       [&](const ConvParams& params) {
-        return launch_conv_stem_weight_grad(params, bias, math, c.place.stream);
+        return launch_conv_stem_weight_grad(params, {mask, bias.data()}, math, c.place.stream);
       },
       mask);
-  if (db) c.must(add_bias_parts(*partial, splits, c.p.dtype, *db, c.place));
+  bias.add(c, db);
 }
 
-void weight_grad(const GradCall& c, const PlanRow& row, Math math) {
+bool sums_dy(const PlanRow& row) {
+  return row.algorithm != Algorithm::direct && row.algorithm != Algorithm::depthwise;
+}
+
+// `db`, `mask`: see above; of kernels that sums_dy() names.
+void weight_grad(const GradCall& c, const PlanRow& row, Math math, const Tensor* db = nullptr,
+                 const OutputMask& mask = {}) {
   mark_ran(row, Direction::weight_grad);
   switch (row.algorithm) {
-    case Algorithm::conv1x1: return weight_grad_gemm(c, true, math);
-    case Algorithm::implicit_gemm: return weight_grad_gemm(c, false, math);
-    case Algorithm::stem: return weight_grad_stem(c, math);
+    case Algorithm::conv1x1: return weight_grad_gemm(c, true, math, db);
+    case Algorithm::implicit_gemm: return weight_grad_gemm(c, false, math, db);
+    case Algorithm::stem: return weight_grad_stem(c, math, db, mask);
     case Algorithm::depthwise: return weight_grad_depthwise(c);
     case Algorithm::direct: return weight_grad_direct(c);
     default: fail(c.op, ": the plan is none of this backend");
@@ -288,8 +306,8 @@ std::tuple<Tensor, Tensor> activation_bias_grad_cuda(const Tensor& grad, const T
   return {call.output, db};
 }
 
-// A stem masks and sums dy as it reads it; other kernels read twice what one pass made (see
-// CONTRIBUTING.md).
+// Kernels on tensor cores sum the dy that they read; only a stem's masks it too, of rows of
+// channels (see CONTRIBUTING.md). Elsewhere one pass makes the masked dy and its sums before.
 std::tuple<Tensor, Tensor> conv2d_weight_bias_grad_cuda(
     const Tensor& input, const Tensor& grad, int64_t R, int64_t S, int64_t stride_h,
     int64_t stride_w, int64_t pad_t, int64_t pad_l, int64_t pad_b, int64_t pad_r, int64_t dil_h,
@@ -306,21 +324,21 @@ std::tuple<Tensor, Tensor> conv2d_weight_bias_grad_cuda(
   const PlanRow& row = plan(p, caps, Direction::weight_grad);
   const Math math = math_of(p.dtype, caps.tf32);
   const View dy = view_of(grad, op, "grad"), y = masked ? view_of(*output, op, "output") : View{};
-  if (row.algorithm == Algorithm::stem && pixel_stride(dy) && (!masked || pixel_stride(y))) {
-    mark_ran(row, Direction::weight_grad);
-    const Tensor db = empty_bias(grad, p.K, p.dtype);
-    const OutputMask mask = {y.data, masked ? pixel_stride(y) : 0,
-                             static_cast<Activation>(activation)};
-    weight_grad_stem({op, p, input, grad, dw, on.place()}, math, &db, mask);
+  const bool stem = row.algorithm == Algorithm::stem && pixel_stride(dy) && pixel_stride(y);
+  if (masked && !stem) {
+    const auto [dz, db] = activation_bias_grad_cuda(grad, *output, activation);
+    weight_grad({op, p, input, dz, dw, on.place()}, row, math);
     return {dw, db};
   }
-  if (!masked) {
-    const Tensor db = conv2d_bias_grad_cuda(grad);
-    weight_grad({op, p, input, grad, dw, on.place()}, row, math);
-    return {dw, db};
+  const GradCall call = {op, p, input, grad, dw, on.place()};
+  if (!sums_dy(row)) {
+    weight_grad(call, row, math);
+    return {dw, conv2d_bias_grad_cuda(grad)};
   }
-  const auto [dz, db] = activation_bias_grad_cuda(grad, *output, activation);
-  weight_grad({op, p, input, dz, dw, on.place()}, row, math);
+  const Tensor db = empty_bias(grad, p.K, p.dtype);
+  OutputMask mask = {};
+  if (masked) mask = {y.data, pixel_stride(y), static_cast<Activation>(activation)};
+  weight_grad(call, row, math, &db, mask);
   return {dw, db};
 }
 

@@ -5,7 +5,8 @@
 //
 // A thread copies the same chunk of every pixel's row, so its tap (r, s) and channel are fixed for
 // the whole loop. Where a pixel reads the input is divided out once, a few steps ahead, and passed
-// through a ring in shared memory.
+// through a ring in shared memory. As its channels are fixed too, the blocks of the first tile of
+// R S C sum the dy that they copied for the bias gradient.
 //
 // Limits: gemm_grad_refusal() in conv_grad_params.h.
 #pragma once
@@ -29,12 +30,16 @@ struct GradLoader {
   int a_pixel, b_pixel, end;
   int tap_h, tap_w;  // of its tap, less the padding
   uint32_t a_to, b_to, ring, turn;
+  bool summing;
+  float sums[kSize];  // of this thread's channels and pixels
 
   FASTCONV_DEVICE void start(const ConvParams& p, int m0, int n0, int begin) {
     end = begin + min_of(p.M - begin, p.split_depth);
     const int a_column = threadIdx.x % A::kChunks, a_row = threadIdx.x / A::kChunks;
     a_to = a_row * A::kRowBytes + swizzle_depth<T, A::kRowBytes>(a_row, a_column) * 16;
     a_pixel = begin + a_row;
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) sums[e] = 0;
     // Chunks past the last channel copy that one; their sums are dropped.
     const int k = min_of(m0 + a_column * kSize, p.K - kSize);
     dy = static_cast<const T*>(p.at.y) + int64_t(blockIdx.y) * p.K + k + a_pixel * p.at.y_pixel;
@@ -57,6 +62,37 @@ struct GradLoader {
         note(p, ring + i * 8, begin + i);
       b_pixel = begin + kBk * Config::kTile.stages + threadIdx.x;  // that it notes next
       __syncthreads();
+    }
+  }
+
+  // Of a stage, what this thread copied.
+  FASTCONV_DEVICE void sum_dy(uint32_t stage) {
+    if (!summing) return;
+    float part[kSize] = {};
+#pragma unroll
+    for (int i = 0; i < A::kLoads; ++i) {
+      const auto chunk = ptx::ld_shared<Chunk<T>>(stage + a_to + i * A::kPassBytes);
+#pragma unroll
+      for (int e = 0; e < kSize; ++e) part[e] += widen(chunk.at[e]);
+    }
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) sums[e] += part[e];
+  }
+
+  // The block's sums of dy in order, to the K of its `channels`; the stages are free.
+  FASTCONV_DEVICE void store_sums(float* to, int channels) {
+    static_assert(A::kRowsPerPass * Config::kTile.bm * 4 <= Config::kSharedBytes);
+    const uint32_t shared = ptx::shared_address(shared_memory());
+    const int column = threadIdx.x % A::kChunks, row = threadIdx.x / A::kChunks;
+#pragma unroll
+    for (int e = 0; e < kSize; ++e)
+      ptx::st_shared(shared + (row * Config::kTile.bm + column * kSize + e) * 4, sums[e]);
+    __syncthreads();
+    for (int k = threadIdx.x; k < min_of(Config::kTile.bm, channels); k += Config::kThreads) {
+      float sum = 0;
+      for (int i = 0; i < A::kRowsPerPass; ++i)
+        sum += ptx::ld_shared<float>(shared + (i * Config::kTile.bm + k) * 4);
+      ptx::st_global(to + k, sum);
     }
   }
 
@@ -102,16 +138,18 @@ struct GradLoader {
   }
 };
 
+// `bias`: [splits][K], the bias gradient's parts; may be null.
 // grid: (tiles of K) x (tiles of R S C), the latter fastest; groups; splits.
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kTile.blocks)
-    conv_weight_grad(const ConvParams __grid_constant__ p) {
+    conv_weight_grad(const ConvParams __grid_constant__ p, float* bias) {
   constexpr Tile tile = Config::kTile;
   constexpr int kWarpsN = tile.bn / tile.wn;
   const int tiles_n = (p.depth + tile.bn - 1) / tile.bn;
   const int m0 = blockIdx.x / tiles_n * tile.bm, n0 = blockIdx.x % tiles_n * tile.bn;
   const int begin = blockIdx.z * p.split_depth;
   GradLoader<Config> loader;
+  loader.summing = bias != nullptr && n0 == 0;
   loader.start(p, m0, n0, begin);
   WarpTile<Config> warp;
   multiply_steps<Config>(loader, p, min_of(p.M - begin, p.split_depth),
@@ -120,6 +158,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kTile.blocks)
   const int row = m0 + w / kWarpsN * tile.wm + lane / 4;
   const int column = n0 + w % kWarpsN * tile.wn + lane % 4 * 2;
   const int64_t K = int64_t(p.K) * p.groups;
+  if (loader.summing)
+    loader.store_sums(bias + blockIdx.z * K + int64_t(blockIdx.y) * p.K + m0, p.K - m0);
   float* to = p.at.partial + (blockIdx.z * K + int64_t(blockIdx.y) * p.K) * p.depth;
   auto& sums = warp.sums();
 #pragma unroll

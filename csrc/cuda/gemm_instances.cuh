@@ -16,7 +16,7 @@ template <Math kMath, bool kPointwise>
 Status launch_input_grad(const PhaseParams& all, int phases, int tile, Stream stream);
 
 template <Math kMath, bool kPointwise>
-Status launch_weight_grad(const ConvParams& params, int tile, Stream stream);
+Status launch_weight_grad(const ConvParams& params, float* bias, int tile, Stream stream);
 
 // f with the arithmetic as a constant.
 template <class F>

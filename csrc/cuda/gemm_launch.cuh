@@ -81,7 +81,7 @@ Status launch_input_grad(const PhaseParams& all, int phases, int tile, Stream st
 }
 
 template <Math kMath, bool kPointwise>
-Status launch_weight_grad(const ConvParams& p, int tile, Stream stream) {
+Status launch_weight_grad(const ConvParams& p, float* bias, int tile, Stream stream) {
   return with_tile(
       tile,
       [&](auto index) {
@@ -92,7 +92,7 @@ Status launch_weight_grad(const ConvParams& p, int tile, Stream stream) {
         const int64_t tiles_m = (p.K + t.bm - 1) / t.bm, tiles_n = (p.depth + t.bn - 1) / t.bn;
         const dim3 grid(unsigned(tiles_m * tiles_n), p.groups, p.splits);
         return launch(name.text, conv_weight_grad<Config>, grid, t.threads(), Config::kSharedBytes,
-                      stream, p);
+                      stream, p, bias);
       },
       std::make_integer_sequence<int, tile_count(kMath, Direction::weight_grad)>());
 }

@@ -5,7 +5,8 @@
 namespace fastconv::cuda {
 
 // Multiplies what `loader` copies, `depth` deep, into `warp`; afterwards the stages, which begin at
-// `first`, may be written. loader.load(params, stage) starts the copies of a step.
+// `first`, may be written. loader.load(params, stage) starts the copies of a step; that of a weight
+// gradient may sum its dy, loader.sum_dy(stage), once it has landed.
 template <class Config, class Loader, class Params>
 FASTCONV_DEVICE void multiply_steps(Loader& loader, const Params& params, int depth, uint32_t first,
                                     WarpTile<Config>& warp) {
@@ -51,6 +52,7 @@ FASTCONV_DEVICE void multiply_steps(Loader& loader, const Params& params, int de
         // Into the stage whose last reads were before the latest barrier.
         loader.load(params, write);
         write = next(write);
+        if constexpr (Config::kDirection == Direction::weight_grad) loader.sum_dy(read);
       }
       warp.multiply(step);
     }

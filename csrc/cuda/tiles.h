@@ -65,7 +65,7 @@ constexpr Tile kHalfGradTiles[] = {
     // Small maps; weights of 64 x 64.
     {64, 64, 64, 64, 32, 3, 3, 216},
     // Up to 32 channels.
-    {128, 32, 32, 32, 32, 4, 3, 128},
+    {128, 32, 32, 32, 32, 4, 3, 136},
 };
 constexpr Tile kTf32GradTiles[] = {
     {128, 128, 16, 64, 64, 4, 2, 255},

@@ -36,12 +36,13 @@ EXPORT const char* conv_input_grad(const ConvProblem* problem, const ConvOperand
   const int phases = make_phase_params(*problem, *at, splits, split_depth, &all);
   return launch_conv_input_grad(all, phases, pointwise, Math(math), tile, nullptr).error;
 }
-// y is dy and w is dw, K R S C.
+// y is dy and w is dw, K R S C; bias takes the sums of dy, [splits][K], where it is given.
 EXPORT const char* conv_weight_grad(const ConvProblem* problem, const ConvOperands* at,
                                     int32_t math, int32_t tile, int32_t splits, int32_t split_depth,
                                     int32_t pointwise) {
   const ConvParams params = make_conv_params(*problem, *at, splits, split_depth);
-  const Status status = launch_conv_weight_grad(params, pointwise, Math(math), tile, nullptr);
+  float* bias = static_cast<float*>(const_cast<void*>(at->bias));
+  const Status status = launch_conv_weight_grad(params, bias, pointwise, Math(math), tile, nullptr);
   if (status.error) return status.error;
   const int64_t K = problem->K, C = problem->C / problem->G, R = problem->R, S = problem->S;
   const View dw = {const_cast<void*>(at->w), {K, C, R, S}, {R * S * C, 1, S * C, C}};

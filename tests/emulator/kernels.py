@@ -163,10 +163,11 @@ def conv_grad(
     order: str = "ascending",
     seed: int = 1,
     count_banks: bool = False,
+    bias: bool = False,
     **settings,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """dx of (dy, w), of H x W ``size``, or dw of (x, dy), of R x S ``size``; poisoned before, in
-    channels_last memory as they are.
+    channels_last memory as they are. ``bias``: the kernel of dw sums dy too: (dw, db).
 
     Raises:
         RuntimeError: the emulator's report.
@@ -187,21 +188,24 @@ def conv_grad(
     steps = -(-depth // bk)
     split_depth = -(-steps // splits) * bk
     partial = torch.empty(splits * out.numel())
+    sums = torch.empty(splits, p.K) if bias else None
     launcher = getattr(library(), f"conv_{direction}")
     launcher.restype = ctypes.c_char_p
     configure(order, seed, arch=86, count_banks=count_banks)
-    with buffers(right, first=first, second=second, out=out, partial=partial) as b:
-        at = {name: buffer.pointer for name, buffer in b.items()}
+    with buffers(right, first=first, second=second, out=out, partial=partial, sums=sums) as b:
+        at = {name: buffer and buffer.pointer for name, buffer in b.items()}
         steps = first.stride(3), second.stride(3)
         if input_grad:
             operands = at["first"], at["second"], None, None, at["out"], at["partial"]
             steps = steps[0], out.stride(3)
         else:
-            operands = at["first"], at["out"], None, None, at["second"], at["partial"]
-        b["out"].tensor.fill_(torch.nan)
-        b["partial"].tensor.fill_(torch.nan)
+            operands = at["first"], at["out"], at["sums"], None, at["second"], at["partial"]
+        for name in ("out", "partial", "sums"):
+            if b[name] is not None:
+                b[name].tensor.fill_(torch.nan)
         codes = MATHS.index(math), tile, splits, split_depth, pointwise
         error = launcher(ctypes.byref(p), ctypes.byref(Operands(*operands, *steps, 0)), *codes)
         if error:
             raise RuntimeError(error.decode())
-        return b["out"].tensor.clone()
+        dw = b["out"].tensor.clone()
+        return (dw, b["sums"].tensor.sum(0).to(dw.dtype)) if bias else dw
