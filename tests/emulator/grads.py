@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
 from fastconv.ops.sizes import ACTIVATIONS
 
-from . import buffers
+from . import buffers, configure, library
 from .ops import SMALL_H100, emulated_cuda
 from .simt import RUNS
 
@@ -17,18 +19,42 @@ def window(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1) -> tuple[in
     return (*stride, *(padding if len(padding) == 4 else padding * 2), *dilation, groups)
 
 
+@contextlib.contextmanager
+def guard(right: bool):
+    """Within it outputs and scratch of the emulated ops end, or begin, at a forbidden page.
+
+    They are gone afterwards.
+    """
+    library().emulated_guard(1 if right else 2)
+    try:
+        yield
+    finally:
+        library().emulated_guard(0)
+        library().emulated_release()
+
+
 def in_every_order(op: str, *arguments, gpu=SMALL_H100):
     """(*outputs, kernels launched): the same to the bit under every order of fibers.
 
-    The operands end, or begin, at a page that cannot be accessed; outputs are poisoned before.
+    Operands, outputs and scratch end, or begin, at a page that cannot be accessed, and no kernel
+    may access anything else; outputs and scratch are poisoned before.
     """
     operands = {str(i): a for i, a in enumerate(arguments) if isinstance(a, Tensor)}
     results = []
     for order, seed, right in RUNS:
-        with emulated_cuda(gpu, order, seed) as log, buffers(right, **operands) as b:
+        with emulated_cuda(gpu, order, seed) as log, buffers(right, **operands) as b, guard(right):
+            configure(order, seed, arch=gpu[0])
             given = [b[str(i)].tensor if str(i) in b else a for i, a in enumerate(arguments)]
-            outputs = getattr(torch.ops.fastconv_emulated, f"{op}_raw")(*given)
-            results.append(outputs if isinstance(outputs, tuple) else (outputs,))
+            try:
+                outputs = getattr(torch.ops.fastconv_emulated, f"{op}_raw")(*given)
+            except RuntimeError as error:
+                report = str(error)  # its frames hold tensors whose memory will be gone
+            else:
+                report = None
+            assert report is None, report
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            results.append([t.clone(memory_format=torch.preserve_format) for t in outputs])
+            del outputs
         for one, first in zip(results[-1], results[0], strict=True):
             same = (one == first) | (one.isnan() & first.isnan())
             assert same.all(), f"{order} order differs from ascending in {int((~same).sum())}"

@@ -2,6 +2,7 @@
 #include "../../csrc/plan.h"
 #include "../../csrc/schemas.h"
 #include "../../csrc/cuda/place.h"
+#include "memory.h"
 
 namespace fastconv {
 
@@ -18,6 +19,35 @@ OnDevice::~OnDevice() {}
 }  // namespace fastconv
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
+
+// The ops ask this for their outputs and scratch (TORCH_FLAGS): torch's memory, or, guarded, memory
+// that ends or begins at a page that cannot be accessed, until emulated_release().
+#undef aoti_torch_empty_strided
+extern "C" AOTITorchError aoti_torch_empty_strided(int64_t, const int64_t*, const int64_t*, int32_t,
+                                                   int32_t, int32_t, AtenTensorHandle*);
+namespace {
+enum Guard { kNone, kRight, kLeft } guard;
+std::vector<void*> guarded;
+}  // namespace
+EXPORT AOTITorchError emulated_empty_strided(int64_t dims, const int64_t* size,
+                                             const int64_t* stride, int32_t dtype, int32_t type,
+                                             int32_t index, AtenTensorHandle* made) {
+  if (guard == kNone) return aoti_torch_empty_strided(dims, size, stride, dtype, type, index, made);
+  int64_t last = 0;  // the outputs and scratch are dense
+  bool any = true;
+  for (int64_t i = 0; i < dims; ++i) last += (size[i] - 1) * stride[i], any = any && size[i] > 0;
+  const int64_t bytes = any ? (last + 1) * int64_t(aoti_torch_dtype_element_size(dtype)) : 0;
+  void* data = emulator::allocate(bytes, guard == kRight, "output or scratch");
+  if (!data) return AOTI_TORCH_FAILURE;
+  guarded.push_back(data);
+  return aoti_torch_create_tensor_from_blob(data, dims, size, stride, 0, dtype, type, index, made);
+}
+// 0: none, 1: behind the memory, 2: before it.
+EXPORT void emulated_guard(int where) { guard = Guard(where); }
+EXPORT void emulated_release() {
+  for (void* data : guarded) emulator::release(data);
+  guarded.clear();
+}
 
 // Outputs of the emulated ops are filled with NaN first, or not.
 EXPORT void emulated_poison(int on) { fastconv::poisoned = on; }
