@@ -116,10 +116,11 @@ struct TileChoice {
   float cycles;  // of the model below, on the busiest SM
 };
 
-// Multiply-adds of one SM and cycle in each kind of arithmetic (NVIDIA, A100 and H100 whitepapers;
-// half of A100's for sm_86 and sm_89). 3xTF32 makes three products.
+// Multiply-adds of one SM and cycle in each kind of arithmetic, with float32 sums (NVIDIA's
+// whitepapers: A100, H100; GA102 and Ada, whose GeForce cards make a quarter of A100's: the
+// professional ones make twice that). 3xTF32 makes three products.
 inline float products_per_cycle(Math math, int arch) {
-  const float half = arch >= 90 ? 2048.f : arch == 80 ? 1024.f : 512.f;
+  const float half = arch >= 90 ? 2048.f : arch == 80 ? 1024.f : 256.f;
   return math == Math::tf32 ? half / 2 : math == Math::f32 ? half / 6 : half;
 }
 
