@@ -229,7 +229,7 @@ void bias_grad(const char* op, const Tensor& like, const View& dy, const View& y
   const PixelSplit split = bias_split(dy, element_bytes(dtype), place.gpu.sms);
   const Tensor partial = parts(like, split.splits, dy.size[1], dtype);
   void* data = partial.mutable_data_ptr();
-  const std::string words = shape(dy.size, 4);
+  const Shape words = shape(dy.size, 4);
   check_launch(launch_conv_bias_grad({dy, y, dz, activation, data, split, dtype}, place.stream), op,
                " of ", words);
   check_launch(add_bias_parts(partial, split.splits, dtype, db, place), op, " of ", words);
