@@ -37,6 +37,87 @@ def test_a_bad_input_reaches_the_outputs_that_read_it(taps, stride, height, widt
         assert_good(ours, theirs, truth, FLOAT, 8.0, f"{i}, {j}")
 
 
+def strided_input_grad(dy, w, height, width, padding=(1, 1, 1, 1), groups=1):
+    op = torch.ops.fastconv.conv2d_input_grad_raw
+    return op(dy, w, height, width, 2, 2, *padding, 1, 1, groups, 0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("height, width", [(31, 37), (32, 34), (13, 16), (14, 13)])
+def test_a_bad_gradient_reaches_the_inputs_that_it_touches(height, width, layout, bad, isa):
+    """At every place of a tile of the strided input gradient, sizes odd and even."""
+    g = torch.Generator().manual_seed(0)
+    w, size = torch.randn(50, 49, 3, 3, generator=g), (1, 49, height, width)
+    clean = torch.randn(1, 50, (height + 1) // 2, (width + 1) // 2, generator=g)
+    answer = fastconv.explain(size, w, 2, 1, direction="input_grad")
+    assert answer.algorithm == "winograd"
+    P, Q = clean.shape[2:]
+    places = [
+        *zip(range(P), itertools.cycle(range(Q))),
+        *zip(itertools.cycle((P - 1, 2)), range(Q)),
+    ]
+    for i, j in places:
+        dy = clean.clone()
+        dy[0, 7, i, j] = bad
+        truth = torch.nn.grad.conv2d_input(size, w.double(), dy.double(), 2, 1)
+        theirs = torch.nn.grad.conv2d_input(size, w, dy, 2, 1)
+        ours = strided_input_grad(LAYOUTS[layout](dy), w, height, width)
+        assert_good(ours, theirs, truth, FLOAT, 8.0, f"{i}, {j}")
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("height, width", [(33, 35), (15, 13), (33, 34)])
+def test_inputs_that_no_output_reads_have_gradient_zero(height, width, layout, isa):
+    """Of an odd size without padding at its end; the memory of the gradient held NaN before."""
+    size, pads = (2, 49, height, width), (1, 0, 1, 0)  # left and top only
+    g = torch.Generator().manual_seed(0)
+    w = torch.randn(50, 49, 3, 3, generator=g)
+    dy = torch.randn(2, 50, (height - 2) // 2 + 1, (width - 2) // 2 + 1, generator=g)
+    x = torch.randn(size, generator=g, requires_grad=True)
+    (theirs,) = torch.autograd.grad(F.conv2d(F.pad(x, pads), w, stride=2), x, dy)
+    wide = x.detach().double().requires_grad_()
+    (truth,) = torch.autograd.grad(
+        F.conv2d(F.pad(wide, pads), w.double(), stride=2), wide, dy.double()
+    )
+    for _ in range(3):
+        poison = torch.full(size, float("nan"))
+        del poison
+        ours = strided_input_grad(LAYOUTS[layout](dy), w, height, width, (1, 1, 0, 0))
+        assert_good(ours, theirs, truth, FLOAT, 8.0)
+        if height % 2:
+            assert (ours[:, :, -1] == 0).all()
+        if width % 2:
+            assert (ours[..., -1] == 0).all()
+
+
+@settings(deadline=None, derandomize=True, max_examples=80)
+@given(
+    n=st.integers(1, 4), c=st.integers(48, 70), k=st.integers(48, 70), groups=st.integers(1, 2),
+    h=st.integers(5, 41), w=st.integers(5, 41), layout=st.sampled_from(sorted(LAYOUTS)),
+    dtype=st.sampled_from([FLOAT, FLOAT, torch.bfloat16, torch.float16]),
+)  # fmt: skip
+def test_random_strided_problems_of_padding_1(n, c, k, groups, h, w, layout, dtype):
+    case = (n, c * groups, h, w, k * groups, 3, 3, (2, 2), (1, 1), (1, 1), groups)
+    compare_all(case, dtype, layout)
+
+
+def test_a_strided_input_gradient_does_not_depend_on_the_threads():
+    g = torch.Generator().manual_seed(0)
+    w, before, runs = torch.randn(160, 96, 3, 3, generator=g), torch.get_num_threads(), []
+    dy = torch.randn(2, 160, 28, 27, generator=g)
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            runs.append(strided_input_grad(dy, w, 56, 53))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(*runs, rtol=1e-5, atol=1e-4)
+    truth = torch.nn.grad.conv2d_input((2, 96, 56, 53), w.double(), dy.double(), 2, 1)
+    theirs = torch.nn.grad.conv2d_input((2, 96, 56, 53), w, dy, 2, 1)
+    assert_good(runs[1], theirs, truth, FLOAT, 8.0)
+
+
 def test_what_overflows_only_in_the_transforms_is_made_directly():
     x, w = torch.randn(1, 16, 9, 13) * 1e38, torch.randn(16, 16, 3, 3) * 1e-3
     truth, theirs = F.conv2d(x.double(), w.double()), F.conv2d(x, w)

@@ -179,6 +179,16 @@ Tensor conv2d_input_grad_cpu(const Tensor& grad, const Tensor& weight, int64_t H
   job.ws[0] = p.K / p.G * w.stride[0];
   job.ws[1] = w.stride[1], job.ws[2] = w.stride[0];
   job.ws[3] = w.stride[2], job.ws[4] = w.stride[3];
+  if (row.algorithm == Algorithm::winograd && p.stride_h > 1) {
+    job.transposed = true;
+    job.P = p.H, job.Q = p.W;
+    job.stride_h = p.stride_h, job.stride_w = p.stride_w;
+    job.rows = {p.R, p.R - 1, -1, 0, 1}, job.cols = {p.S, p.S - 1, -1, 0, 1};
+    job.y = dx.data;
+    set_strides(job.ys, dx);
+    conv_run(job, row, Direction::input_grad, nullptr);
+    return output;
+  }
   const int64_t size = p.dtype == DType::f64 ? 8 : p.dtype == DType::f32 ? 4 : 2;
   for (int64_t a = 0; a < p.stride_h; ++a)
     for (int64_t b = 0; b < p.stride_w; ++b) {

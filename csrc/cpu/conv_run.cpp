@@ -11,6 +11,8 @@ namespace fastconv {
 namespace {
 
 double flops(const TapConv& job) {
+  if (job.transposed)
+    return 2.0 * job.N * job.G * job.K * job.C * job.H * job.W * job.rows.count * job.cols.count;
   return 2.0 * job.N * job.G * job.K * job.C * job.P * job.Q * job.rows.count * job.cols.count;
 }
 

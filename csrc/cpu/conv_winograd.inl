@@ -1,4 +1,4 @@
-// Winograd convolution (forward, and the input gradient of stride 1), float arithmetic.
+// Winograd convolution (forward and input gradient), float arithmetic.
 //
 //   for each block of tiles: V = transformed x, all channels
 //     for each panel of K: for each chunk of C: for each point: M += V * U, by register tiles
@@ -14,7 +14,7 @@ struct WinogradScratch {
 inline WinogradScratch winograd_scratch(const TapConv& job, const WinogradBlocking& b) {
   constexpr int W = kW<float>, L = kPanel<float>;
   const int64_t f = sizeof(float), tiles = b.most_tiles(), taps = job.R * job.S;
-  const int64_t outputs = tiles * b.form.m * b.form.m * L * f;
+  const int64_t side = b.form.m * b.form.outputs(), outputs = tiles * side * side * L * f;
   const int64_t slab = winograd_slab(b);
   WinogradScratch s = {};
   s.m = s.v + b.form.points() * b.v_point * f;
@@ -66,7 +66,7 @@ template <class S, class Job>
 inline void winograd_input(const Job& job, const WinogradBlocking& b, const TileBlock& t,
                            float* slab_data, float* v, int64_t begin, int64_t end) {
   constexpr int W = kW<float>;
-  const int64_t stride = b.form.stride, side = b.form.side(), tiles = t.tiles();
+  const int64_t stride = b.form.step(), side = b.form.inputs(), tiles = t.tiles();
   const int64_t p0 = t.p0 * stride + job.rows.offset, q0 = t.q0 * stride + job.cols.offset;
   const int64_t rows = t.rows.start(t.rows.count() - 1) * stride + side;
   const int64_t cols = t.cols.start(t.cols.count() - 1) * stride + side;
@@ -96,7 +96,7 @@ inline void winograd_input(const Job& job, const WinogradBlocking& b, const Tile
             from = one;
           }
           float* to = v + (cv * tiles + t.index(n, i, j)) * W;
-          by_form(b.form, [&](auto f) {
+          by_tile_form(b.form, [&](auto f) {
             input_tile<decltype(f)>(from.data, from.h, from.w, to, b.v_point);
           });
         }
@@ -150,10 +150,32 @@ inline void winograd_multiply(const TapConv& job, const WinogradBlocking& b, con
   mark_tiles<float>(ran, false, to.vectors);
 }
 
+// Every second output of a transposed job, from (row, col) on.
+template <class S>
+inline TapConv output_phase(TapConv job, int row, int col) {
+  auto taps = [](const TapAxis& all, int odd) -> TapAxis {
+    const int64_t step = all.index_step;
+    if (odd) return {2, all.index, 2 * step, all.offset, 1};
+    return {1, all.index + step, step, all.offset, 1};
+  };
+  job.y = (S*)job.y + row * job.ys[2] + col * job.ys[3];
+  job.P = ceil_div(job.P - row, 2), job.Q = ceil_div(job.Q - col, 2);
+  job.ys[2] *= 2, job.ys[3] *= 2;
+  job.rows = taps(job.rows, row), job.cols = taps(job.cols, col);
+  job.stride_h = job.stride_w = 1;
+  job.transposed = false;
+  return job;
+}
+
 // The outputs of a block once more by the direct kernel, to y where its tiles are bad.
 template <class S>
 inline void winograd_again(const TapConv& job, const WinogradBlocking& b, const TileBlock& t,
                            int64_t panel, void* scratch, const WinogradScratch& at) {
+  if (job.transposed) {
+    for (int i = 0; i < 4; ++i)
+      winograd_again<S>(output_phase<S>(job, i / 2, i % 2), b, t, panel, scratch, at);
+    return;
+  }
   constexpr int W = kW<float>, L = kPanel<float>;
   float* again = (float*)((char*)scratch + at.again);
   float* weights = (float*)((char*)scratch + at.weights);
@@ -178,9 +200,12 @@ inline void winograd_again(const TapConv& job, const WinogradBlocking& b, const 
     for (int64_t i = 0; i < t.rows.count(); ++i)
       for (int64_t j = 0; j < t.cols.count(); ++j) {
         if (!bad[t.index(n, i, j)]) continue;
+        // Of an odd size the last pair of a transposed job has one output only.
+        const int64_t q = t.cols.start(j), cols = min64(t.cols.size(j), job.Q - t.q0 - q);
         for (int64_t row = 0; row < t.rows.size(i); ++row) {
-          const int64_t p = t.rows.start(i) + row, q = t.cols.start(j);
-          store_panel<S>(to, again + (p * Q + q) * L, t.p0 + p, t.q0 + q, 1, t.cols.size(j));
+          const int64_t p = t.rows.start(i) + row;
+          if (t.p0 + p < job.P && cols > 0)
+            store_panel<S>(to, again + (p * Q + q) * L, t.p0 + p, t.q0 + q, 1, cols);
         }
       }
   }
@@ -211,22 +236,24 @@ struct PutChannels {
   }
 };
 
-// M to the outputs of every tile, by put_of(n, p, q, half), image and pixel counted from the
+// M to the P x Q outputs of a block, by put_of(n, p, q, half), image and pixel counted from the
 // block's first. True where one is not finite.
 template <class PutOf>
-inline bool tile_outputs(const WinogradBlocking& b, const TileBlock& t, const float* m, char* bad,
-                         int64_t lanes, const PutOf& put_of) {
+inline bool tile_outputs(const WinogradBlocking& b, const TileBlock& t, int64_t P, int64_t Q,
+                         const float* m, char* bad, int64_t lanes, const PutOf& put_of) {
   constexpr int W = kW<float>, L = kPanel<float>;
   bool any = false;
   for (int64_t n = 0; n < t.images; ++n)
     for (int64_t i = 0; i < t.rows.count(); ++i)
       for (int64_t j = 0; j < t.cols.count(); ++j) {
-        const int64_t tile = t.index(n, i, j), rows = t.rows.size(i), cols = t.cols.size(j);
+        const int64_t tile = t.index(n, i, j), each = b.form.outputs();
+        const int64_t p = t.rows.start(i) * each, rows = min64(t.rows.size(i) * each, P - p);
+        const int64_t q = t.cols.start(j) * each, cols = min64(t.cols.size(j) * each, Q - q);
         Lane sum = {};
         for (int half = 0; half < lanes; half += W) {
           const float* from = m + tile * L + half;
-          const auto put = put_of(n, t.rows.start(i), t.cols.start(j), half);
-          sum += by_form(b.form, [&](auto f) {
+          const auto put = put_of(n, p, q, half);
+          sum += by_tile_form(b.form, [&](auto f) {
             return output_tile<decltype(f)>(from, b.m_point, rows, cols, put);
           });
         }
@@ -243,7 +270,9 @@ inline void winograd_outputs(const TapConv& job, const WinogradBlocking& b, cons
                              const WinogradScratch& at) {
   constexpr int W = kW<float>, L = kPanel<float>;
   const PanelStore<S> to = panel_store<S>(job, t.n0, t.g, panel);
-  const int64_t lanes = to.lanes, P = t.rows.outputs, Q = t.cols.outputs;
+  const int64_t lanes = to.lanes, each = b.form.outputs(), p0 = t.p0 * each, q0 = t.q0 * each;
+  const int64_t P = min64(t.rows.outputs * each, job.P - p0);
+  const int64_t Q = min64(t.cols.outputs * each, job.Q - q0);
   char* bad = (char*)scratch + at.bad;
   bool again;
   if (sizeof(S) == sizeof(float) && lanes % W == 0 && to.y_k == 1 &&
@@ -254,8 +283,8 @@ inline void winograd_outputs(const TapConv& job, const WinogradBlocking& b, cons
     for (int64_t k = 0; to.bias && k < lanes; ++k) bias[k] = widen(to.bias[k * to.bias_s]);
     const PutChannels first = {
         (float*)to.y, (const float*)to.residual, to.y_p, to.y_q, to.r_p, to.r_q, {}, activation};
-    again = tile_outputs(b, t, m, bad, lanes, [&](int64_t n, int64_t p, int64_t q, int half) {
-      p += t.p0, q += t.q0;
+    again = tile_outputs(b, t, P, Q, m, bad, lanes, [&](int64_t n, int64_t p, int64_t q, int half) {
+      p += p0, q += q0;
       PutChannels put = first;
       put.y += n * job.ys[0] + p * to.y_p + q * to.y_q + half;
       if (put.residual) put.residual += n * job.rs[0] + p * to.r_p + q * to.r_q + half;
@@ -264,12 +293,11 @@ inline void winograd_outputs(const TapConv& job, const WinogradBlocking& b, cons
     });
   } else {
     float* y = (float*)((char*)scratch + at.outputs);
-    again = tile_outputs(b, t, m, bad, lanes, [&](int64_t n, int64_t p, int64_t q, int half) {
+    again = tile_outputs(b, t, P, Q, m, bad, lanes, [&](int64_t n, int64_t p, int64_t q, int half) {
       return PutPixel{y + (n * P * Q + p * Q + q) * L + half, Q * L, L};
     });
     for (int64_t n = 0; n < t.images; ++n)
-      store_panel<S>(panel_store<S>(job, t.n0 + n, t.g, panel), y + n * P * Q * L, t.p0, t.q0, P,
-                     Q);
+      store_panel<S>(panel_store<S>(job, t.n0 + n, t.g, panel), y + n * P * Q * L, p0, q0, P, Q);
   }
   if (again) winograd_again<S>(job, b, t, panel, scratch, at);
 }

@@ -2,6 +2,8 @@
 //
 // Forward convolution and each stride phase of the input gradient are one thing, a TapConv: every
 // output (p, q) sums taps read at (p * stride_h + rows.offset(i), q * stride_w + cols.offset(j)).
+// `transposed`, Winograd only: the whole input gradient of stride 2. Of an axis' inputs x and taps
+// g, from the weight's last one on, y[2 i] = g1 x[i] and y[2 i + 1] = g0 x[i] + g2 x[i + 1].
 #pragma once
 #include "../pair_job.h"
 #include "../pool_problem.h"
@@ -15,6 +17,7 @@ struct TapConv {
   int64_t stride_h, stride_w;
   int64_t R, S;  // of the whole kernel, of which rows and cols may be a part
   TapAxis rows, cols;
+  bool transposed;
   DType dtype;
   Activation activation;
   const void* x;  // [N, G * C, H, W]

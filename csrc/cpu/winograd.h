@@ -25,12 +25,22 @@ namespace fastconv {
 // F(m, 2) with finite points only, and odd ones a single tap, whose m products are the outputs'
 // own. These m points share one transformed weight: 81 points of 36 weights for 4 x 4 outputs, 25
 // of 16 for 2 x 2, where a direct sum takes 144 and 36 products.
+//
+// Its input gradient is the transposed form: m + 1 inputs make 2 m outputs of an axis, those of two
+// taps by F(m, 2) and between them those of one, whose m points are inputs as they are. It has as
+// many points, and the same weights: m = 2 makes 4 x 4 outputs of 25 products, directly 36. Sizes
+// of tiles count pairs of outputs.
 struct WinogradForm {
   int m, taps, stride;
+  bool transposed;
 
   // Points, and transformed weights, of an axis.
   FASTCONV_MEMBER int side() const { return (m - 1) * stride + taps; }
   FASTCONV_MEMBER int weight_side() const { return stride == 1 ? side() : m + 2; }
+  // Inputs of an axis of a tile, how far the next tile's are for each output, outputs of a pair.
+  FASTCONV_MEMBER int inputs() const { return transposed ? m + 1 : side(); }
+  FASTCONV_MEMBER int step() const { return transposed ? 1 : stride; }
+  FASTCONV_MEMBER int outputs() const { return transposed ? 2 : 1; }
   FASTCONV_MEMBER int points() const { return side() * side(); }
   FASTCONV_MEMBER int weights() const { return weight_side() * weight_side(); }
   FASTCONV_MEMBER int weight_of(int point) const {
@@ -116,18 +126,25 @@ constexpr int64_t kBlockTiles = 56, kBlockPoints = kBlockTiles * 36;
 // 0.90 x FMA peak against 0.81 for 256 channels @28 (196 outputs), and equal for 128 @56 (784).
 constexpr int64_t kWinogradPixels = 64, kStridedPixels = 256;
 
-static inline WinogradForm winograd_form(int64_t taps, int64_t stride, int64_t pixels) {
-  if (taps == 5) return {2, 5, 1};
-  if (stride == 2) return {pixels < kStridedPixels ? 2 : 4, 3, 2};
-  return {pixels < kWinogradPixels ? 2 : 4, 3, 1};
+static inline WinogradForm winograd_form(int64_t taps, int64_t stride, int64_t pixels,
+                                         bool transposed) {
+  // With m = 4 it was 0.83 as fast at 256 -> 512 @14, 0.85 at 128 -> 256 @28 (batch 16), 1.05 at
+  // 64 -> 128 @56, where its blocks were twice as large.
+  if (transposed) return {2, 3, 2, true};
+  if (taps == 5) return {2, 5, 1, false};
+  if (stride == 2) return {pixels < kStridedPixels ? 2 : 4, 3, 2, false};
+  return {pixels < kWinogradPixels ? 2 : 4, 3, 1, false};
 }
 
 // What forward and weight gradient cut alike.
 template <class Job>
-static inline WinogradBlocking tile_blocking(const Job& job, int64_t taps, int64_t panel) {
+static inline WinogradBlocking tile_blocking(const Job& job, int64_t taps, bool transposed,
+                                             int64_t panel) {
+  const int64_t P = transposed ? ceil_div(job.P, 2) : job.P;
+  const int64_t Q = transposed ? ceil_div(job.Q, 2) : job.Q;
   WinogradBlocking b = {};
-  b.form = winograd_form(taps, job.stride_h, job.N * job.P * job.Q);
-  b.rows = tile_axis(job.P, b.form.m), b.cols = tile_axis(job.Q, b.form.m);
+  b.form = winograd_form(taps, job.stride_h, job.N * P * Q, transposed);
+  b.rows = tile_axis(P, b.form.m), b.cols = tile_axis(Q, b.form.m);
   const int64_t tiles = min64(kBlockTiles, kBlockPoints / b.form.points());
   b.tile_cols = even_share(b.cols.count(), tiles);
   b.tile_rows = even_share(b.rows.count(), tiles / b.tile_cols);
@@ -144,7 +161,7 @@ static inline WinogradBlocking tile_blocking(const Job& job, int64_t taps, int64
 
 static inline WinogradBlocking winograd_blocking(const TapConv& job, int64_t panel,
                                                  int64_t threads) {
-  WinogradBlocking b = tile_blocking(job, job.R, panel);
+  WinogradBlocking b = tile_blocking(job, job.R, job.transposed, panel);
   b.chunk = even_share(job.C, kChunkBytes / (panel * 4));
   b.chunk = min64(ceil_div(b.chunk, b.lanes) * b.lanes, ceil_div(job.C, b.lanes) * b.lanes);
   b.chunks = ceil_div(job.C, b.chunk);
@@ -159,7 +176,7 @@ static inline WinogradBlocking winograd_blocking(const TapConv& job, int64_t pan
 }
 
 static inline WinogradBlocking winograd_grad_blocking(const WeightGrad& job, int64_t panel) {
-  WinogradBlocking b = tile_blocking(job, job.rows.count, panel);
+  WinogradBlocking b = tile_blocking(job, job.rows.count, false, panel);
   b.chunk = even_share(job.C, kGradChannels);
   b.chunks = ceil_div(job.C, b.chunk);
   b.a_point = odd_lines(panel * b.most_tiles());
@@ -176,7 +193,7 @@ static inline WinogradBlocking winograd_grad_blocking(const WeightGrad& job, int
 
 // Pixels of the slab of inputs of a block.
 static inline int64_t winograd_slab(const WinogradBlocking& b) {
-  const int64_t step = b.form.m * b.form.stride;
+  const int64_t step = b.form.m * b.form.step();
   return (b.tile_rows * step + b.form.taps) * (b.tile_cols * step + b.form.taps);
 }
 

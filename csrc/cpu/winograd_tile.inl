@@ -15,21 +15,31 @@ constexpr float kNormA = 1 / (2 * kA2 * (kA2 - kB2)), kNormB = 1 / (2 * kB2 * (k
 
 // A form known when compiled; see WinogradForm. Of stride 1 its points are kFinite ones and
 // infinity, of stride 2 kFinite ones of the even inputs and kM of the odd ones.
-template <int kM_, int kTaps_, int kStride_>
+template <int kM_, int kTaps_, int kStride_, bool kTransposed_ = false>
 struct Form {
   static constexpr int kM = kM_, kTaps = kTaps_, kStride = kStride_;
+  static constexpr bool kTransposed = kTransposed_;
   static constexpr int kPoints = (kM - 1) * kStride + kTaps;
   static constexpr int kFinite = kStride == 1 ? kPoints - 1 : kM + 1;
   static constexpr int kWeights = kStride == 1 ? kPoints : kM + 2;
+  static constexpr int kInputs = kTransposed ? kM + 1 : kPoints;
+  static constexpr int kOutputs = kTransposed ? 2 * kM : kM;
 };
 
-// Calls f with the form.
+// Calls f with the form, whose weights are those of the transposed one too.
 template <class F>
 FASTCONV_INLINE auto by_form(const WinogradForm& form, F f) {
   if (form.stride == 2 && form.m == 4) return f(Form<4, 3, 2>{});
   if (form.stride == 2) return f(Form<2, 3, 2>{});
   if (form.taps == 5) return f(Form<2, 5, 1>{});
   return form.m == 4 ? f(Form<4, 3, 1>{}) : f(Form<2, 3, 1>{});
+}
+
+// Of what differs in the transposed form: inputs and outputs.
+template <class F>
+FASTCONV_INLINE auto by_tile_form(const WinogradForm& form, F f) {
+  if (form.transposed) return f(Form<2, 3, 2, true>{});
+  return by_form(form, f);
 }
 
 // Inputs to finite points.
@@ -52,7 +62,10 @@ FASTCONV_INLINE void finite_inputs(const Lane* d, Lane* v) {
 
 template <class F>
 FASTCONV_INLINE void input_axis(const Lane* d, Lane* v) {
-  if constexpr (F::kStride == 2) {
+  if constexpr (F::kTransposed) {
+    finite_inputs<F::kFinite>(d, v);
+    for (int i = 0; i < F::kM; ++i) v[F::kFinite + i] = d[i];
+  } else if constexpr (F::kStride == 2) {
     Lane even[F::kFinite];
     for (int i = 0; i < F::kFinite; ++i) even[i] = d[2 * i];
     finite_inputs<F::kFinite>(even, v);
@@ -121,11 +134,15 @@ FASTCONV_INLINE void finite_outputs(const Lane* m, Lane* y) {
 
 template <class F>
 FASTCONV_INLINE void output_axis(const Lane* m, Lane* y) {
-  finite_outputs<F::kFinite, F::kM>(m, y);
-  if constexpr (F::kStride == 2)
-    for (int i = 0; i < F::kM; ++i) y[i] += m[F::kFinite + i];
-  else
-    y[F::kM - 1] += m[F::kFinite];
+  Lane finite[F::kM];
+  finite_outputs<F::kFinite, F::kM>(m, finite);
+  for (int i = 0; i < F::kM; ++i)
+    if constexpr (F::kTransposed)
+      y[2 * i] = m[F::kFinite + i], y[2 * i + 1] = finite[i];
+    else if constexpr (F::kStride == 2)
+      y[i] = finite[i] + m[F::kFinite + i];
+    else
+      y[i] = i == F::kM - 1 ? finite[i] + m[F::kFinite] : finite[i];
 }
 
 // The transpose of output_axis.
@@ -189,13 +206,13 @@ FASTCONV_INLINE void tap_axis(const Lane* z, Lane* g) {
 // One tile of inputs, W channels: d[i * row + j * col] to v[(i * points + j) * point].
 template <class F>
 inline void input_tile(const float* d, int64_t row, int64_t col, float* v, int64_t point) {
-  constexpr int kPoints = F::kPoints;
-  Lane half[kPoints][kPoints];
+  constexpr int kPoints = F::kPoints, kInputs = F::kInputs;
+  Lane half[kPoints][kInputs];
 #pragma GCC unroll 9
-  for (int j = 0; j < kPoints; ++j) {
-    Lane in[kPoints], out[kPoints];
+  for (int j = 0; j < kInputs; ++j) {
+    Lane in[kInputs], out[kPoints];
 #pragma GCC unroll 9
-    for (int i = 0; i < kPoints; ++i) in[i] = load<float>(d + i * row + j * col);
+    for (int i = 0; i < kInputs; ++i) in[i] = load<float>(d + i * row + j * col);
     input_axis<F>(in, out);
 #pragma GCC unroll 9
     for (int i = 0; i < kPoints; ++i) half[i][j] = out[i];
@@ -236,24 +253,24 @@ inline void weight_tile(const float* g, int64_t step, float* u, int64_t point) {
 // Returns the sum of those: not finite where one of them is not.
 template <class F, class Put>
 inline Lane output_tile(const float* m, int64_t point, int64_t rows, int64_t cols, const Put& put) {
-  constexpr int kPoints = F::kPoints, kM = F::kM;
-  Lane half[kM][kPoints], sum = {};
+  constexpr int kPoints = F::kPoints, kOutputs = F::kOutputs;
+  Lane half[kOutputs][kPoints], sum = {};
 #pragma GCC unroll 9
   for (int j = 0; j < kPoints; ++j) {
-    Lane in[kPoints], out[kM];
+    Lane in[kPoints], out[kOutputs];
 #pragma GCC unroll 9
     for (int i = 0; i < kPoints; ++i) in[i] = load<float>(m + (i * kPoints + j) * point);
     output_axis<F>(in, out);
 #pragma GCC unroll 4
-    for (int i = 0; i < kM; ++i) half[i][j] = out[i];
+    for (int i = 0; i < kOutputs; ++i) half[i][j] = out[i];
   }
 #pragma GCC unroll 4
-  for (int i = 0; i < kM; ++i) {
+  for (int i = 0; i < kOutputs; ++i) {
     if (i >= rows) break;
-    Lane out[kM];
+    Lane out[kOutputs];
     output_axis<F>(half[i], out);
 #pragma GCC unroll 4
-    for (int j = 0; j < kM; ++j) {
+    for (int j = 0; j < kOutputs; ++j) {
       if (j >= cols) break;
       put(i, j, out[j]);
       sum += out[j];
