@@ -44,7 +44,7 @@ def strided_input_grad(dy, w, height, width, padding=(1, 1, 1, 1), groups=1):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-@pytest.mark.parametrize("height, width", [(31, 37), (32, 34), (13, 16), (14, 13)])
+@pytest.mark.parametrize("height, width", [(31, 31), (28, 34), (32, 33), (33, 32)])
 def test_a_bad_gradient_reaches_the_inputs_that_it_touches(height, width, layout, bad, isa):
     """At every place of a tile of the strided input gradient, sizes odd and even."""
     g = torch.Generator().manual_seed(0)
@@ -67,7 +67,7 @@ def test_a_bad_gradient_reaches_the_inputs_that_it_touches(height, width, layout
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-@pytest.mark.parametrize("height, width", [(33, 35), (15, 13), (33, 34)])
+@pytest.mark.parametrize("height, width", [(31, 31), (32, 33), (33, 32)])
 def test_inputs_that_no_output_reads_have_gradient_zero(height, width, layout, isa):
     """Of an odd size without padding at its end; the memory of the gradient held NaN before."""
     size, pads = (2, 49, height, width), (1, 0, 1, 0)  # left and top only
@@ -91,10 +91,13 @@ def test_inputs_that_no_output_reads_have_gradient_zero(height, width, layout, i
             assert (ours[..., -1] == 0).all()
 
 
+SIZES = (15, 19, 20, 28, 31, 32, 33, 40)  # of which most pairs are Winograd's
+
+
 @settings(deadline=None, derandomize=True, max_examples=80)
 @given(
     n=st.integers(1, 4), c=st.integers(48, 70), k=st.integers(48, 70), groups=st.integers(1, 2),
-    h=st.integers(5, 41), w=st.integers(5, 41), layout=st.sampled_from(sorted(LAYOUTS)),
+    h=st.sampled_from(SIZES), w=st.sampled_from(SIZES), layout=st.sampled_from(sorted(LAYOUTS)),
     dtype=st.sampled_from([FLOAT, FLOAT, torch.bfloat16, torch.float16]),
 )  # fmt: skip
 def test_random_strided_problems_of_padding_1(n, c, k, groups, h, w, layout, dtype):
@@ -112,7 +115,7 @@ def test_a_strided_input_gradient_does_not_depend_on_the_threads():
             runs.append(strided_input_grad(dy, w, 56, 53))
     finally:
         torch.set_num_threads(before)
-    torch.testing.assert_close(*runs, rtol=1e-5, atol=1e-4)
+    assert torch.equal(*runs)
     truth = torch.nn.grad.conv2d_input((2, 96, 56, 53), w.double(), dy.double(), 2, 1)
     theirs = torch.nn.grad.conv2d_input((2, 96, 56, 53), w, dy, 2, 1)
     assert_good(runs[1], theirs, truth, FLOAT, 8.0)
