@@ -31,10 +31,10 @@ const char* refuse_depthwise(const ConvProblem& p, const Capabilities&, Directio
 
 // The input gradient of a 3x3 of stride 2: along an axis Winograd takes 5 products of a tile of two
 // pairs of inputs and 4 of a brief one, a direct kernel 3 of a pair and 1 of an input left over.
-// On Emerald Rapids, 64 to 256 channels, channels last, as fast as direct: with 0.69 of the
-// products (28x28, 16x16) 1.05 to 1.29, of one image with fewer outputs 0.60 to 1.01; with 0.77 to
-// 0.82 of them (14x14, 27x27, 33x33) 0.71 to 1.04. In NCHW, whose weights a direct kernel packs
-// slowly, 1.04 to 1.9 throughout.
+// On Emerald Rapids, 48 to 512 channels, channels last, as fast as direct: with 0.69 of the
+// products (56x56, 28x28, 16x16) 0.92 to 1.32, most from 1.05 on, of one image with fewer outputs
+// 0.60 to 1.01; with 0.77 to 0.82 of them (14x14, 27x27, 33x33) 0.71 to 1.04. In NCHW, whose
+// weights a direct kernel packs slowly, 1.1 to 1.75 also @14.
 const char* refuse_strided_grad(const ConvProblem& p) {
   if (p.pad_t != 1 || p.pad_l != 1)
     return "of stride 2 its input gradient begins with an input of one tap: padding 1 only";
