@@ -134,6 +134,12 @@ def test_weights_of_another_problem_are_refused():
     packed = torch.ops.fastconv.conv2d_pack(x[:, : other.in_channels], other.weight, *window)
     with pytest.raises(RuntimeError, match="another problem"):
         torch.ops.fastconv.conv2d_packed(x, conv.weight, packed, None, None, 9, 11, 0)
+    own = torch.ops.fastconv.conv2d_pack(x, conv.weight, *window)
+    broken = own.clone()
+    broken[10:19] = float("nan")  # the window
+    for packed, width in ((own, 12), (broken, 11), (own[:32], 11)):
+        with pytest.raises(RuntimeError, match="another problem"):
+            torch.ops.fastconv.conv2d_packed(x, conv.weight, packed, None, None, 9, width, 0)
 
 
 def test_opcheck():
