@@ -6,20 +6,32 @@
 
 namespace fastconv {
 
-inline ConvProblem conv2d_problem(const Tensor& input, const Tensor& weight,
-                                  const OptionalTensor& bias, const OptionalTensor& residual,
-                                  const ConvSettings& settings) {
+struct ConvOperands {
+  Operand input, weight;
+  std::optional<Operand> bias, residual;
+};
+
+inline ConvOperands conv2d_operands(const Tensor& input, const Tensor& weight,
+                                    const OptionalTensor& bias, const OptionalTensor& residual) {
+  ConvOperands o = {operand_of(input, "conv2d"), operand_of(weight, "conv2d"), {}, {}};
+  if (bias) o.bias = operand_of(*bias, "conv2d");
+  if (residual) o.residual = operand_of(*residual, "conv2d");
+  return o;
+}
+
+inline ConvProblem conv2d_problem(const ConvOperands& o, const ConvSettings& settings) {
   const char* op = "conv2d";
-  const View x = view_of(input, op, "input"), w = view_of(weight, op, "weight");
-  check_same(input, "input", weight, "weight", op);
-  if (bias) check_same(input, "input", *bias, "bias", op);
-  if (residual) check_same(input, "input", *residual, "residual", op);
-  const ConvProblem p = make_conv_problem(x.size, w.size, settings, dtype_of(input, op));
-  if (bias)
-    check(bias->dim() == 1 && bias->size(0) == p.K, "conv2d: bias must have size [", p.K,
-          "] (the weight's output channels), got ", shape(bias->sizes().data(), bias->dim()));
+  const View x = view_of(o.input, op, "input"), w = view_of(o.weight, op, "weight");
+  check_same(o.input, "input", o.weight, "weight", op);
+  if (o.bias) check_same(o.input, "input", *o.bias, "bias", op);
+  if (o.residual) check_same(o.input, "input", *o.residual, "residual", op);
+  const ConvProblem p = make_conv_problem(x.size, w.size, settings, o.input.dtype);
+  if (o.bias)
+    check(o.bias->dims == 1 && o.bias->size[0] == p.K, "conv2d: bias must have size [", p.K,
+          "] (the weight's output channels), got ",
+          shape(o.bias->size, static_cast<int>(o.bias->dims)));
   const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
-  if (residual) check_size(op, "residual", view_of(*residual, op, "residual"), y_size);
+  if (o.residual) check_size(op, "residual", view_of(*o.residual, op, "residual"), y_size);
   return p;
 }
 

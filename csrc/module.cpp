@@ -7,6 +7,7 @@
 #include "choice.h"
 #include "cpu/cpu.h"
 #include "cuda/conv_stem.h"
+#include "eager.h"
 #include "error.h"
 #include "plan.h"
 #include "tensor.h"
@@ -146,6 +147,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_tile", &cuda_tile);
   m.def("algorithms", [](int backend) { return algorithms(static_cast<Backend>(backend)); });
   m.def("executed", &executed);
+  if (add_eager_calls(m.ptr())) throw py::error_already_set();
   m.def("fma_peak_gflops", &fma_peak_gflops, py::call_guard<py::gil_scoped_release>());
 }
 

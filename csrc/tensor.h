@@ -41,6 +41,37 @@ inline int32_t torch_dtype(DType d) {
   }
 }
 
+// What an op reads of a tensor, whoever lends it: torch's stable ABI, or Python (eager.cpp). Sizes
+// and strides are the tensor's own.
+struct Operand {
+  void* data;
+  int64_t dims;
+  const int64_t *size, *stride;
+  DType dtype;
+  int32_t device_type, device_index;
+};
+
+inline Operand operand_of(const Tensor& t, const char* op) {
+  Operand o = {const_cast<void*>(t.const_data_ptr()),
+               t.dim(),
+               t.sizes().data(),
+               t.strides().data(),
+               dtype_of(t, op),
+               0,
+               0};
+  aoti_torch_get_device_type(t.get(), &o.device_type);
+  aoti_torch_get_device_index(t.get(), &o.device_index);
+  return o;
+}
+
+inline View view_of(const Operand& o, const char* op, const char* argument) {
+  check(o.dims == 4, op, ": expected ", argument, " to have 4 dimensions, got ", o.dims);
+  View v;
+  v.data = o.data;
+  for (int i = 0; i < 4; ++i) v.size[i] = o.size[i], v.stride[i] = o.stride[i];
+  return v;
+}
+
 inline View view_of(const Tensor& t, const char* op, const char* argument) {
   check(t.dim() == 4, op, ": expected ", argument, " to have 4 dimensions, got ", t.dim());
   View v;
@@ -87,6 +118,14 @@ inline Activation activation_of(int64_t code, const char* op) {
 // Tests fill every output and scratch buffer with NaN (bytes of ones) before a kernel runs.
 inline bool poisoned = false;
 
+inline void poison(void* data, int64_t elements, int32_t dtype) {
+  if (!poisoned || !elements) return;
+  const bool byte = dtype == aoti_torch_dtype_uint8();
+  const bool half = dtype == aoti_torch_dtype_bfloat16() || dtype == aoti_torch_dtype_float16();
+  const bool word = dtype == aoti_torch_dtype_float32() || dtype == aoti_torch_dtype_int32();
+  memset(data, 0xff, elements * (byte ? 1 : half ? 2 : word ? 4 : 8));
+}
+
 // An uninitialised tensor; 0.3 us, where stable::new_empty takes 1.2.
 inline Tensor empty(const Tensor& like, int64_t dims, const int64_t* size, const int64_t* stride,
                     int32_t dtype) {
@@ -97,12 +136,8 @@ inline Tensor empty(const Tensor& like, int64_t dims, const int64_t* size, const
   if (aoti_torch_empty_strided(dims, size, stride, dtype, device_type, device_index, &handle))
     fail("fastconv: torch could not make a tensor of size ", shape(size, static_cast<int>(dims)));
   const Tensor output(handle);
-  if (poisoned && output.numel() && device_type == aoti_torch_device_type_cpu()) {
-    const bool byte = dtype == aoti_torch_dtype_uint8();
-    const bool half = dtype == aoti_torch_dtype_bfloat16() || dtype == aoti_torch_dtype_float16();
-    const bool word = dtype == aoti_torch_dtype_float32() || dtype == aoti_torch_dtype_int32();
-    memset(output.mutable_data_ptr(), 0xff, output.numel() * (byte ? 1 : half ? 2 : word ? 4 : 8));
-  }
+  if (device_type == aoti_torch_device_type_cpu())
+    poison(output.mutable_data_ptr(), output.numel(), dtype);
   return output;
 }
 
@@ -117,17 +152,17 @@ inline Tensor empty4(const Tensor& like, const int64_t size[4], bool channels_la
   return empty4(like, size, channels_last, torch_dtype(dtype));
 }
 
+inline void check_same(const Operand& a, const char* name_a, const Operand& b, const char* name_b,
+                       const char* op) {
+  check(a.dtype == b.dtype, op, ": ", name_a, " is ", name_of(a.dtype), " but ", name_b, " is ",
+        name_of(b.dtype), "; they must have the same dtype");
+  check(a.device_type == b.device_type && a.device_index == b.device_index, op, ": ", name_a,
+        " and ", name_b, " are on different devices");
+}
+
 inline void check_same(const Tensor& a, const char* name_a, const Tensor& b, const char* name_b,
                        const char* op) {
-  const DType da = dtype_of(a, op), db = dtype_of(b, op);
-  check(da == db, op, ": ", name_a, " is ", name_of(da), " but ", name_b, " is ", name_of(db),
-        "; they must have the same dtype");
-  int32_t ta, tb, ia, ib;
-  aoti_torch_get_device_type(a.get(), &ta);
-  aoti_torch_get_device_type(b.get(), &tb);
-  aoti_torch_get_device_index(a.get(), &ia);
-  aoti_torch_get_device_index(b.get(), &ib);
-  check(ta == tb && ia == ib, op, ": ", name_a, " and ", name_b, " are on different devices");
+  check_same(operand_of(a, op), name_a, operand_of(b, op), name_b, op);
 }
 
 #ifdef __SANITIZE_THREAD__
@@ -158,11 +193,14 @@ void parallel_region(int64_t n, const F& f) {
 }
 #endif
 
-// Tasks [0, n) in one parallel region; serial where the whole work is under about 50 us.
+// Work that one thread does as fast as several: about 50 us.
+constexpr double kSerialFlops = 2e6;
+
+// Tasks [0, n) in one parallel region.
 template <class F>
 void parallel_tasks(int64_t n, double flops, const F& f) {
   if (n <= 0) return;
-  if (n == 1 || flops < 2e6)
+  if (n == 1 || flops < kSerialFlops)
     f(int64_t{0}, n);
   else
     parallel_region(n, f);

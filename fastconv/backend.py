@@ -13,12 +13,18 @@ from . import _C
 BACKENDS = ("cpu", "cuda", "triton")  # the first two in the order of csrc/plan.h
 # Backend -> the namespace of torch.ops that holds its raw ops, where it is not the device's own.
 NAMESPACES: dict[str, str] = {}
-_choice = threading.local()
+
+
+class _Choice(threading.local):
+    name: str | None = None  # read by csrc/eager.cpp too
+
+
+_choice = _Choice()
 
 
 def current_backend() -> str | None:
     """The backend that `backend` chose in this thread, or None: the one of the tensor's device."""
-    return getattr(_choice, "name", None)
+    return _choice.name
 
 
 @contextmanager

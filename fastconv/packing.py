@@ -14,10 +14,8 @@ import weakref
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import _C  # noqa: F401  registers torch.ops.fastconv
-from .backend import current_backend
+from . import _C
 from .ops.sizes import (
     activation_code,
     conv_padding,
@@ -89,24 +87,12 @@ def cached_conv2d(
     layer: torch.nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None, residual
 ) -> Tensor | None:
     """The layer's output by its packed weights; None where they do not serve this call."""
-    plain = (
-        type(input) is Tensor
-        and input.is_cpu
-        and not (torch.is_grad_enabled() and _needs_grad(input, weight, bias, residual))
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        and current_backend() in (None, "cpu")
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
-        and forward_ad._current_level < 0
-    )
-    if not plain:
+    if torch.compiler.is_dynamo_compiling() or not _C.eager_plain(input, weight, bias, residual):
         return None
     attributes = layer.__dict__
     cache = attributes.get("_weight_cache")
     if cache is None or not cache.holds(weight):
-        if not weight.is_cpu or weight.is_inference():
+        if not (input.is_cpu and weight.is_cpu) or weight.is_inference():
             return None
         cache = attributes["_weight_cache"] = WeightCache(weight)
     problem = (
@@ -125,11 +111,12 @@ def cached_conv2d(
         found = cache.problems[problem]
     packed, height, width = found
     activation = activation_code(layer.activation)
+    output = _C.eager_conv2d_packed(
+        input, weight, bias, residual, packed, height, width, activation
+    )
+    if output is not None:
+        return output
     return _packed(input, weight, packed, bias, residual, height, width, activation)
-
-
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    return any(t is not None and t.requires_grad for t in tensors)
 
 
 def clear_cache(module: torch.nn.Module) -> None:

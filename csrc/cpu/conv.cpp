@@ -1,9 +1,8 @@
 // Torch side of the convolution on the CPU: tensors to jobs, which conv_run.cpp runs.
 #include "../choice.h"
-#include "../conv_op.h"
 #include "add.h"
 #include "blocking.h"
-#include "conv_run.h"
+#include "conv_call.h"
 
 namespace fastconv {
 namespace {
@@ -13,10 +12,6 @@ constexpr Capabilities kCpu = {Backend::cpu, false};
 void set_strides(int64_t to[4], const View& v) {
   for (int i = 0; i < 4; ++i) to[i] = v.stride[i];
 }
-
-}  // namespace
-
-namespace {
 
 // The forward job of a problem with a dense output; x and w may be sizes and strides only.
 TapConv forward_job(const ConvProblem& p, const View& x, const View& w) {
@@ -37,28 +32,55 @@ TapConv forward_job(const ConvProblem& p, const View& x, const View& w) {
   return job;
 }
 
-const PlanRow& forward_plan(const ConvProblem& p) { return chosen(p, kCpu, Direction::forward); }
-
 // A tensor of packed weights: its key and the window, then they.
 constexpr int64_t kPackingHead = 64;  // elements: whole cache lines
 constexpr int kWindow = 9;            // stride, padding, dilation, groups
 
-bool in_double(const Tensor& packed) { return dtype_of(packed, "conv2d_packed") == DType::f64; }
-
-double head_number(const Tensor& packed, int i) {
-  const void* data = packed.const_data_ptr();
-  return in_double(packed) ? ((const double*)data)[i] : ((const float*)data)[i];
+double head_number(const Operand& packed, int i) {
+  return packed.dtype == DType::f64 ? ((const double*)packed.data)[i]
+                                    : ((const float*)packed.data)[i];
 }
 
-bool has_head(const Tensor& packed) {
-  const DType dtype = dtype_of(packed, "conv2d_packed");
-  return packed.dim() == 1 && packed.size(0) >= kPackingHead && packed.stride(0) == 1 &&
-         (dtype == DType::f32 || dtype == DType::f64);
+bool has_head(const Operand& packed) {
+  return packed.dims == 1 && packed.size[0] >= kPackingHead && packed.stride[0] == 1 &&
+         (packed.dtype == DType::f32 || packed.dtype == DType::f64);
 }
 
 constexpr char kOtherProblem[] = "conv2d_packed: packed holds the weights of another problem";
 
-ConvSettings packed_settings(const Tensor& packed, int64_t activation) {
+// The weights in `packed`, once it is seen to be this weight's; null where another plan's.
+const void* unpacked(const Operand& packed, const TapConv& job, const PlanRow& row) {
+  const Packing packing = conv_packing(job, row);
+  const bool f64 = job.dtype == DType::f64;
+  bool fits = (packed.dtype == DType::f64) == f64;
+  auto agrees = [&](int i) { return head_number(packed, i) == packing.key[i]; };
+  for (int i = kPackingPlan; fits && i < kPackingKey; ++i) fits = agrees(i);
+  bool same_plan = fits;
+  for (int i = 0; same_plan && i < kPackingPlan; ++i) same_plan = agrees(i);
+  fits = fits && (!same_plan || packed.size[0] == kPackingHead + packing.size);
+  check(fits, kOtherProblem);
+  return same_plan && packing.size ? (const char*)packed.data + kPackingHead * (f64 ? 8 : 4)
+                                   : nullptr;
+}
+
+}  // namespace
+
+ConvCall conv2d_call(const ConvOperands& o, const ConvSettings& settings) {
+  ConvCall call = {conv2d_problem(o, settings), {}, nullptr, nullptr};
+  call.job = forward_job(call.problem, view_of(o.input, "conv2d", "input"),
+                         view_of(o.weight, "conv2d", "weight"));
+  if (o.bias) call.job.bias = o.bias->data, call.job.bias_s = o.bias->stride[0];
+  if (o.residual) {
+    const View r = view_of(*o.residual, "conv2d", "residual");
+    call.job.residual = r.data;
+    set_strides(call.job.rs, r);
+  }
+  call.row = &chosen(call.problem, kCpu, Direction::forward);
+  return call;
+}
+
+ConvCall conv2d_packed_call(const ConvOperands& o, const Operand& packed, int64_t height,
+                            int64_t width, int64_t activation) {
   check(has_head(packed), kOtherProblem);
   int64_t window[kWindow];
   for (int i = 0; i < kWindow; ++i) {
@@ -67,42 +89,25 @@ ConvSettings packed_settings(const Tensor& packed, int64_t activation) {
     window[i] = static_cast<int64_t>(number);
   }
   const auto [stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups] = window;
-  return {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, activation};
+  ConvCall call = conv2d_call(
+      o, {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, activation});
+  check(call.problem.P == height && call.problem.Q == width, kOtherProblem);
+  call.weights = unpacked(packed, call.job, *call.row);
+  return call;
 }
 
-// The weights in `packed`, once it is seen to be this weight's; null where another plan's.
-const void* unpacked(const Tensor& packed, const TapConv& job, const PlanRow& row) {
-  const Packing packing = conv_packing(job, row);
-  const bool f64 = job.dtype == DType::f64;
-  const char* data = (const char*)packed.const_data_ptr();
-  bool fits = in_double(packed) == f64;
-  auto agrees = [&](int i) { return head_number(packed, i) == packing.key[i]; };
-  for (int i = kPackingPlan; fits && i < kPackingKey; ++i) fits = agrees(i);
-  bool same_plan = fits;
-  for (int i = 0; same_plan && i < kPackingPlan; ++i) same_plan = agrees(i);
-  fits = fits && (!same_plan || packed.size(0) == kPackingHead + packing.size);
-  check(fits, kOtherProblem);
-  return same_plan && packing.size ? data + kPackingHead * (f64 ? 8 : 4) : nullptr;
+void run(ConvCall& call, void* output) {
+  call.job.y = output;
+  conv_run(call.job, *call.row, Direction::forward, call.weights);
 }
 
-Tensor conv2d_forward(const Tensor& input, const Tensor& weight, const Tensor* packed,
-                      const OptionalTensor& bias, const OptionalTensor& residual,
-                      const ConvSettings& settings) {
-  const ConvProblem p = conv2d_problem(input, weight, bias, residual, settings);
-  const View x = view_of(input, "conv2d", "input"), w = view_of(weight, "conv2d", "weight");
-  const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
-  TapConv job = forward_job(p, x, w);
-  const Tensor output = empty(input, 4, y_size, job.ys, torch_dtype(p.dtype));
-  job.y = output.mutable_data_ptr();
-  if (bias) job.bias = bias->const_data_ptr(), job.bias_s = bias->stride(0);
-  if (residual) {
-    const View r = view_of(*residual, "conv2d", "residual");
-    job.residual = r.data;
-    set_strides(job.rs, r);
-  }
-  const PlanRow& row = forward_plan(p);
-  const void* weights = packed ? unpacked(*packed, job, row) : nullptr;
-  conv_run(job, row, Direction::forward, weights);
+namespace {
+
+Tensor output_of(ConvCall call, const Tensor& input) {
+  const ConvProblem& p = call.problem;
+  const int64_t size[4] = {p.N, p.K, p.P, p.Q};
+  const Tensor output = empty(input, 4, size, call.job.ys, torch_dtype(p.dtype));
+  run(call, output.mutable_data_ptr());
   return output;
 }
 
@@ -112,34 +117,32 @@ Tensor conv2d_cpu(const Tensor& input, const Tensor& weight, const OptionalTenso
                   const OptionalTensor& residual, int64_t stride_h, int64_t stride_w, int64_t pad_t,
                   int64_t pad_l, int64_t pad_b, int64_t pad_r, int64_t dil_h, int64_t dil_w,
                   int64_t groups, int64_t activation, int64_t /*precision*/) {
-  return conv2d_forward(
-      input, weight, nullptr, bias, residual,
-      {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, activation});
+  return output_of(conv2d_call(conv2d_operands(input, weight, bias, residual),
+                               {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w,
+                                groups, activation}),
+                   input);
 }
 
 Tensor conv2d_packed_cpu(const Tensor& input, const Tensor& weight, const Tensor& packed,
                          const OptionalTensor& bias, const OptionalTensor& residual, int64_t height,
                          int64_t width, int64_t activation) {
-  const Tensor output =
-      conv2d_forward(input, weight, &packed, bias, residual, packed_settings(packed, activation));
-  check(output.size(2) == height && output.size(3) == width, kOtherProblem);
-  return output;
+  return output_of(
+      conv2d_packed_call(conv2d_operands(input, weight, bias, residual),
+                         operand_of(packed, "conv2d_packed"), height, width, activation),
+      input);
 }
 
 Tensor conv2d_pack_cpu(const Tensor& input, const Tensor& weight, int64_t stride_h,
                        int64_t stride_w, int64_t pad_t, int64_t pad_l, int64_t pad_b, int64_t pad_r,
                        int64_t dil_h, int64_t dil_w, int64_t groups) {
-  const char* op = "conv2d_pack";
-  const ConvProblem p =
-      conv2d_problem(input, weight, {}, {},
-                     {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0});
-  const TapConv job = forward_job(p, view_of(input, op, "input"), view_of(weight, op, "weight"));
-  const PlanRow& row = forward_plan(p);
-  const Packing packing = conv_packing(job, row);
+  const ConvCall call =
+      conv2d_call(conv2d_operands(input, weight, {}, {}),
+                  {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0});
+  const Packing packing = conv_packing(call.job, *call.row);
   const int64_t size[1] = {kPackingHead + packing.size}, stride[1] = {1};
   const int64_t window[kWindow] = {stride_h, stride_w, pad_t, pad_l, pad_b,
                                    pad_r,    dil_h,    dil_w, groups};
-  const bool f64 = p.dtype == DType::f64;
+  const bool f64 = call.problem.dtype == DType::f64;
   const Tensor packed = empty(weight, 1, size, stride, torch_dtype(f64 ? DType::f64 : DType::f32));
   want_huge_pages(packed.mutable_data_ptr(), size[0] * (f64 ? 8 : 4));
   for (int i = 0; i < kPackingHead; ++i) {
@@ -152,7 +155,7 @@ Tensor conv2d_pack_cpu(const Tensor& input, const Tensor& weight, int64_t stride
       ((float*)packed.mutable_data_ptr())[i] = (float)value;
   }
   if (packing.size)
-    conv_pack(job, row, (char*)packed.mutable_data_ptr() + kPackingHead * (f64 ? 8 : 4));
+    conv_pack(call.job, *call.row, (char*)packed.mutable_data_ptr() + kPackingHead * (f64 ? 8 : 4));
   return packed;
 }
 

@@ -135,7 +135,7 @@ Tensor conv2d_cuda(const Tensor& input, const Tensor& weight, const OptionalTens
                    int64_t pad_t, int64_t pad_l, int64_t pad_b, int64_t pad_r, int64_t dil_h,
                    int64_t dil_w, int64_t groups, int64_t activation, int64_t precision) {
   const ConvProblem p = conv2d_problem(
-      input, weight, bias, residual,
+      conv2d_operands(input, weight, bias, residual),
       {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, activation});
   const int64_t y_size[4] = {p.N, p.K, p.P, p.Q};
   const Tensor output =

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import _C
 from . import conv_fakes
 from .add import activation_bias_grad, activation_grad
 from .registry import Op, public
@@ -21,6 +22,8 @@ from .sizes import (
 from .vmap import to_batch, to_channels
 
 Pair = int | Sequence[int]
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+_eager_conv2d, _eager_conv2d_raw = _C.eager_conv2d, _C.eager_conv2d_raw
 
 
 def conv2d(
@@ -58,6 +61,14 @@ def conv2d(
 
     Source: `torch.nn.functional.conv2d`, whose arguments and results these are.
     """
+    if not _is_dynamo_compiling():
+        output = _eager_conv2d(
+            input, weight, bias, stride, padding, dilation, groups, residual, activation
+        )
+        if type(output) is tuple:  # the settings, where a gradient is asked for
+            return _apply_eager(input, weight, bias, residual, output)
+        if output is not None:
+            return output
     code = activation_code(activation)
     if weight.dim() != 4:
         raise RuntimeError(
@@ -225,30 +236,30 @@ def _bias_grad_vmap(info, in_dims, grad):
 
 
 def _conv2d_save(ctx, inputs, output):
-    input, weight, bias, residual, *settings = inputs
-    *ctx.window, ctx.activation, ctx.precision = settings
-    ctx.save_for_backward(input, weight, output if ctx.activation else None)
+    input, weight, _, _, *ctx.settings = inputs
+    ctx.save_for_backward(input, weight, output if ctx.settings[9] else None)
 
 
 def _conv2d_backward(ctx, grad):
     input, weight, output = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    sizes = (*weight.shape[2:], *ctx.window, ctx.precision)
+    *window, activation, precision = ctx.settings
+    sizes = (*weight.shape[2:], *window, precision)
     dx = dw = db = None
     # Where nothing else needs the gradient before the activation it is not made as a tensor.
-    if needs[1] and (not (needs[0] or needs[3]) if ctx.activation else needs[2]):
-        dw, db = _conv2d_weight_bias_grad(input, grad, *sizes, output, ctx.activation)
+    if needs[1] and (not (needs[0] or needs[3]) if activation else needs[2]):
+        dw, db = _conv2d_weight_bias_grad(input, grad, *sizes, output, activation)
         needs = (needs[0], False, False, needs[3])
-    elif ctx.activation and needs[2]:
-        grad, db = activation_bias_grad(grad, output, ctx.activation)
-    elif ctx.activation:
-        grad = activation_grad(grad, output, ctx.activation)
+    elif activation and needs[2]:
+        grad, db = activation_bias_grad(grad, output, activation)
+    elif activation:
+        grad = activation_grad(grad, output, activation)
     elif needs[2]:
         db = _conv2d_bias_grad(grad)
     if needs[1]:  # first, as its scratch would come on top of dx
         dw = _conv2d_weight_grad(input, grad, *sizes)
     if needs[0]:
-        dx = _conv2d_input_grad(grad, weight, *input.shape[2:], *ctx.window, ctx.precision)
+        dx = _conv2d_input_grad(grad, weight, *input.shape[2:], *window, precision)
     return (dx, dw, db, grad if needs[3] else None, *[None] * 11)
 
 
@@ -339,3 +350,25 @@ _conv2d_weight_bias_grad = Op(
     _weight_bias_grad_save,
     _weight_bias_grad_backward,
 )
+
+
+class _Conv2d(torch.autograd.Function):
+    """The gradients of a call that csrc/eager.cpp takes: of few arguments, as each costs time."""
+
+    @staticmethod
+    def forward(ctx, input, weight, bias, residual, settings):
+        output = _eager_conv2d_raw(input, weight, bias, residual, settings)
+        if output is None:
+            output = _conv2d.of_device.raw(input, weight, bias, residual, *settings)
+        ctx.settings = settings
+        ctx.save_for_backward(input, weight, output if settings[9] else None)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (*_conv2d_backward(ctx, grad)[:4], None)
+
+
+# Function.apply without its look for transforms, for calls that have looked.
+_apply_eager = super(torch.autograd.Function, _Conv2d).apply
+_C.prepare_eager()
