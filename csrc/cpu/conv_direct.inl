@@ -92,7 +92,7 @@ inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t ro
     ran |= 1u << (J - 1);
     m = end;
   }
-  mark_tiles<T>(ran, false, to.vectors);
+  mark_tiles<T>(ran, Tiles::forward, to.vectors);
 }
 
 // Whether a tile's outputs may go from registers to y: sums of one chunk, rows of whole vectors.
@@ -131,7 +131,7 @@ inline void store_tiles(const TapConv& job, const Slab<Compute<S>>& slab, int64_
         tile_to_channels<V, Activation::none, S>(x, runs, run_count, panels, bias, y, to->y_q);
       }
     }
-  mark_tiles<T>(ran, false, V);
+  mark_tiles<T>(ran, Tiles::forward, V);
 }
 
 // A task: (image, group, row block, column block, range of panels), panels fastest, so that

@@ -147,7 +147,7 @@ inline void winograd_multiply(const TapConv& job, const WinogradBlocking& b, con
       ran |= 1u << (high - low - 1);
     }
   }
-  mark_tiles<float>(ran, false, to.vectors);
+  mark_tiles<float>(ran, Tiles::forward, to.vectors);
 }
 
 // Every second output of a transposed job, from (row, col) on.

@@ -17,6 +17,7 @@
 #include "winograd_tile.inl"
 #include "conv_winograd.inl"
 #include "weight_grad.inl"
+#include "weight_grad_1x1.inl"
 #include "winograd_grad.inl"
 #include "depthwise.inl"
 #include "depthwise_grad.inl"
@@ -121,10 +122,16 @@ static void dw_run(const TapConv& j, void* scratch, int64_t begin, int64_t end) 
   FASTCONV_BY_DTYPE(j.dtype, depthwise_run<S>(j, scratch, begin, end))
 }
 static int64_t wg_scratch(const WeightGrad& j, const Blocking& b) {
+  if (b.along_inputs) {
+    FASTCONV_BY_DTYPE(j.dtype, weight_grad_1x1_scratch<S>(j, b).total)
+  }
   FASTCONV_BY_DTYPE(j.dtype, weight_grad_scratch<Compute<S>>(j, b).total)
 }
 static void wg_run(const WeightGrad& j, const Blocking& b, void* scratch, int64_t begin,
                    int64_t end) {
+  if (b.along_inputs) {
+    FASTCONV_BY_DTYPE(j.dtype, weight_grad_1x1_run<S>(j, b, scratch, begin, end))
+  }
   FASTCONV_BY_DTYPE(j.dtype, weight_grad_run<S>(j, b, scratch, begin, end))
 }
 static int64_t dwg_scratch(const WeightGrad& j) {

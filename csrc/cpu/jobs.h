@@ -47,6 +47,7 @@ struct WeightGrad {
 
 // Broadcast operands of the register tile: pixels, or (c, r, s) in a weight gradient.
 constexpr int kTileOperands = 6;
+constexpr int kTileKinds = 3;  // Tiles in tile.inl
 
 // How a TapConv or WeightGrad is cut; chosen by blocking.h.
 struct Blocking {
@@ -55,9 +56,10 @@ struct Blocking {
   int64_t panels;      // panels of output channels per task
   int64_t row_blocks, col_blocks, panel_blocks, chunk_blocks;
   int64_t tasks;
-  bool packed;      // forward: weights are packed before, else chunk by chunk in the loop
-  bool planar;      // slab layout: [c][row][col], else [row][col][c]
-  bool along_rows;  // vectors run along pixels (conv_rows.inl), and panels are kTileOperands wide
+  bool packed;        // forward: weights are packed before, else chunk by chunk in the loop
+  bool planar;        // slab layout: [c][row][col], else [row][col][c]
+  bool along_inputs;  // weight gradient of one tap: vectors run along c (weight_grad_1x1.inl)
+  bool along_rows;    // vectors run along pixels (conv_rows.inl), and panels are kTileOperands wide
 };
 
 // Vectors along channels where every operand has them next to each other; one plane at a time
@@ -111,8 +113,8 @@ struct KernelTable {
   // db[k] = sum over n, p, q of dy, for k in [begin, end).
   void (*bias_grad_run)(const View& dy, DType dtype, void* db, int64_t begin, int64_t end);
 
-  const uint32_t* tiles_ran;      // see tile.inl: of 1, 2 and 4 vectors
-  const uint32_t* row_tiles_ran;  // see conv_rows.inl: in float and double
+  const uint32_t (*tiles_ran)[3];  // see tile.inl: by kind, of 1, 2 and 4 vectors
+  const uint32_t* row_tiles_ran;   // see conv_rows.inl: in float and double
   bool pairs;
   double (*fma_peak)(int64_t iterations);  // FLOPs done, for calibration
 

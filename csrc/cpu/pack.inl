@@ -56,6 +56,14 @@ inline void pack_panel(Compute<S>* dst, const S* src, int64_t count, int64_t ste
     }
     return;
   }
+  if (lane_s == 1) {
+    const int64_t low = min64(lanes, W), high = lanes - low;
+    for (; i < count; ++i) {
+      store<T>(dst + i * L, load_lanes<S>(src + i * step, low));
+      store<T>(dst + i * L + W, high ? load_lanes<S>(src + i * step + W, high) : Vec<T>{});
+    }
+    return;
+  }
   if (step == 1 && count >= W / 2) {
     for (; i < count; i += W)
       for (int half = 0; half < L; half += W) {
@@ -74,6 +82,16 @@ inline void pack_panel(Compute<S>* dst, const S* src, int64_t count, int64_t ste
     for (; k < lanes; ++k) dst[i * L + k] = widen(src[i * step + k * lane_s]);
     for (; k < L; ++k) dst[i * L + k] = 0;
   }
+}
+
+// A panel of channels as [pixel][kPanel], of rows x cols pixels of a tensor from `from` on.
+template <class S>
+inline void pack_pixels(Compute<S>* dst, const S* from, const int64_t stride[4], int64_t rows,
+                        int64_t cols, int64_t lanes, const S* end) {
+  if (stride[2] == cols * stride[3]) cols *= rows, rows = 1;  // rows continue each other
+  for (int64_t i = 0; i < rows; ++i)
+    pack_panel<S>(dst + i * cols * kPanel<Compute<S>>, from + i * stride[2], cols, stride[3],
+                  stride[1], lanes, end);
 }
 
 // Dense KCRS weights, as the reduction (forward) or the lanes (input gradient) run along them.

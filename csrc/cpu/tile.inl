@@ -15,14 +15,15 @@ struct Run {
 constexpr int kTile = kTileOperands;
 constexpr bool kPairs = FASTCONV_BYTES == 64;  // AVX-512's 32 registers
 
-// Which tiles ran, for the tests' register: of 1, 2 or 4 vectors, bit J - 1, 8 higher in double, 16
-// in a weight gradient.
-static uint32_t tiles_ran[3];
+// Which tiles ran, for the tests' register: by kind and number of vectors (1, 2 or 4), bit J - 1,
+// 16 higher in double.
+enum class Tiles { forward, weight_grad, weight_grad_rows };
+static uint32_t tiles_ran[kTileKinds][3];
 
 template <class T>
-inline void mark_tiles(uint32_t ran, bool weight_grad, int vectors) {
-  const int shift = (sizeof(T) == 8 ? 8 : 0) + (weight_grad ? 16 : 0);
-  __atomic_fetch_or(&tiles_ran[vectors / 2], ran << shift, __ATOMIC_RELAXED);
+inline void mark_tiles(uint32_t ran, Tiles kind, int vectors) {
+  __atomic_fetch_or(&tiles_ran[static_cast<int>(kind)][vectors / 2],
+                    ran << (sizeof(T) == 8 ? 16 : 0), __ATOMIC_RELAXED);
 }
 
 // Vectors of a tile for that many output channels from a panel's first on; 4: of a pair of panels.
@@ -42,6 +43,7 @@ struct TilePanels {
   T* acc;
   int64_t next_acc;
   const char* ahead;
+  int64_t step_w = 0;  // of weights read where they lie: from one product to the next
 };
 
 // Memory that the tiles of the next point or chunk read, for those of this one to ask for. A core
@@ -70,12 +72,12 @@ struct Ahead {
   }
 };
 
-template <class T, int J, int V>
+template <class T, int J, int V, bool kInPlace = false>
 FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_count,
                               const TilePanels<T>& to, Vec<T> (&sums)[V][J]) {
   constexpr int W = kW<T>;
   const T* w = to.w;
-  const int64_t next = to.next_w;
+  const int64_t next = to.next_w, step_w = kInPlace ? to.step_w : 2 * W;
   const char* ahead = to.ahead ? to.ahead : (const char*)w;
   const int64_t ahead_step = to.ahead ? Ahead::kLine : 0;
   const T* base[J];
@@ -93,8 +95,8 @@ FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_co
     int64_t o = run->offset, i = run->count;
     const int64_t step = run->step;
     for (; V == 1 && i > 1; i -= 2) {
-      const Vec<T> one = load<T>(w), other = load<T>(w + 2 * W);
-      w += 4 * W;
+      const Vec<T> one = load<T>(w), other = load<T>(w + step_w);
+      w += 2 * step_w;
 #pragma GCC unroll 6
       for (int j = 0; j < J; ++j) {
         fma<T>(sums[0][j], one, broadcast<T>(base[j][o]));
@@ -106,7 +108,7 @@ FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_co
       Vec<T> wv[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) wv[v] = load<T>(w + v / 2 * next + v % 2 * W);
-      w += 2 * W;
+      w += step_w;
       __builtin_prefetch(ahead, 0, 2);
       ahead += ahead_step;
 #pragma GCC unroll 6

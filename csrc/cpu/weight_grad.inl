@@ -58,7 +58,7 @@ inline void add_block(const Slab<T>& slab, const int64_t* offsets, int64_t entri
     ran |= 1u << (J - 1);
     e = end;
   }
-  mark_tiles<T>(ran, true, to.vectors);
+  mark_tiles<T>(ran, Tiles::weight_grad, to.vectors);
 }
 
 // sums [entry][kPanel] to dw, which is dense KCRS: a row of dw is contiguous over (c, r, s).
@@ -84,16 +84,6 @@ inline void write_weight_grad(const WeightGrad& job, int64_t g, int64_t k0, int6
         store_lanes<S>(dw + (half + k) * job.C * taps + e, rows[k], min64(W, entries - e), 1);
       }
     }
-}
-
-// One panel of dy as [pixel][kPanel], of a block of rows x cols pixels from `from` on.
-template <class S>
-inline void pack_gradient(const WeightGrad& job, Compute<S>* dst, const S* from, int64_t rows,
-                          int64_t cols, int64_t lanes, const S* end) {
-  if (job.dys[2] == cols * job.dys[3]) cols *= rows, rows = 1;  // rows continue each other
-  for (int64_t i = 0; i < rows; ++i)
-    pack_panel<S>(dst + i * cols * kPanel<Compute<S>>, from + i * job.dys[2], cols, job.dys[3],
-                  job.dys[1], lanes, end);
 }
 
 template <class S>
@@ -139,8 +129,8 @@ inline void weight_grad_run(const WeightGrad& job, const Blocking& b, void* scra
         const int vectors = tile_vectors<T>(min64(job.K, last * L) - panel * L);
         next = panel + (vectors == 4 ? 2 : 1);
         for (int64_t i = panel; i < next; ++i)
-          pack_gradient<S>(job, dy + (i - panel) * dy_panel, from + i * L * job.dys[1], rows, cols,
-                           min64(L, job.K - i * L), dy_end);
+          pack_pixels<S>(dy + (i - panel) * dy_panel, from + i * L * job.dys[1], job.dys, rows,
+                         cols, min64(L, job.K - i * L), dy_end);
         T* acc = sums + (panel - first) * entries * L;
         add_block<T>(slab, offsets, entries, runs, rows, {vectors, dy, dy_panel, acc, entries * L});
       }

@@ -127,7 +127,7 @@ inline void winograd_grad_multiply(const WeightGrad& job, const WinogradBlocking
       }
     }
   }
-  mark_tiles<float>(ran, true, vectors);
+  mark_tiles<float>(ran, Tiles::weight_grad, vectors);
 }
 
 // Z of a panel and chunk to dw; false, with nothing written, where a gradient is not finite.

@@ -1,0 +1,174 @@
+// Weight gradient of a single tap, a GEMM: dw[k, c] = sum over pixels of dy[pixel, k] * x[pixel,
+// c].
+//
+//   for each block of pixels: for each panel of c: pack x | for each tile of six k: all pixels
+// The register tile once more, its operands dy where it lies, its vectors x packed
+// [pixel][kPanel]. A row of dw runs along c, so sums go from registers to where they belong, of the
+// first block as they are. Order and partial sums never depend on the number of threads.
+namespace fastconv::FASTCONV_NS {
+
+struct Grad1x1Scratch {
+  int64_t dy, x, planes, sums, runs, total;  // byte offsets
+};
+
+template <class S>
+inline Grad1x1Scratch weight_grad_1x1_scratch(const WeightGrad& job, const Blocking& b) {
+  typedef Compute<S> T;
+  constexpr int64_t L = kPanel<T>, size = sizeof(T);
+  constexpr bool widened = sizeof(S) != sizeof(T);
+  const int64_t pixels = b.rows * b.cols, channels = min64(b.panels * kTile, job.K);
+  Grad1x1Scratch s;
+  s.dy = 0;
+  s.x = widened ? align64(slab_elements(channels, b.rows, b.cols, size) * size) : 0;
+  s.planes = s.x + align64((kPairs ? 2 : 1) * pixels * L * size);
+  s.sums = s.planes + align64((L * b.cols + kW<T>)*size);
+  s.runs = s.sums + (widened ? align64(channels * b.chunk * size) : 0);
+  s.total = s.runs + align64(b.rows * sizeof(Run));
+  return s;
+}
+
+// Rows `row` apart from acc on: J sums of `lanes` input channels each.
+template <class T, int J, int V, bool kInPlace>
+__attribute__((noinline)) void gradient_tile(const T* const* dy, const Run* runs, int64_t run_count,
+                                             const TilePanels<T>& to, int64_t row, int64_t lanes,
+                                             bool accumulate) {
+  constexpr int W = kW<T>;
+  Vec<T> sums[V][J];
+  sum_tile<T, J, V, kInPlace>(dy, runs, run_count, to, sums);
+#pragma GCC unroll 6
+  for (int j = 0; j < J; ++j)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      T* acc = to.acc + j * row + v * W;
+      const int64_t n = min64(lanes - v * W, W);
+      if (n == W)
+        store<T>(acc, accumulate ? load<T>(acc) + sums[v][j] : sums[v][j]);
+      else if (n > 0)
+        store_lanes<T>(acc, accumulate ? load_lanes<T>(acc, n) + sums[v][j] : sums[v][j], n, 1);
+    }
+}
+
+template <class T, int V, bool kInPlace>
+FASTCONV_INLINE void gradient_tile(int J, const T* const* dy, const Run* runs, int64_t run_count,
+                                   const TilePanels<T>& to, int64_t row, int64_t lanes,
+                                   bool accumulate) {
+  switch (J) {
+    case 1:
+      return gradient_tile<T, 1, V, kInPlace>(dy, runs, run_count, to, row, lanes, accumulate);
+    case 2:
+      return gradient_tile<T, 2, V, kInPlace>(dy, runs, run_count, to, row, lanes, accumulate);
+    case 3:
+      return gradient_tile<T, 3, V, kInPlace>(dy, runs, run_count, to, row, lanes, accumulate);
+    case 4:
+      return gradient_tile<T, 4, V, kInPlace>(dy, runs, run_count, to, row, lanes, accumulate);
+    case 5:
+      return gradient_tile<T, 5, V, kInPlace>(dy, runs, run_count, to, row, lanes, accumulate);
+    default:
+      return gradient_tile<T, 6, V, kInPlace>(dy, runs, run_count, to, row, lanes, accumulate);
+  }
+}
+
+// Rows [0, K) of sums, `row` apart, of the input channels that `to` holds packed.
+template <class T>
+inline void sum_rows(const Slab<T>& dy, int64_t K, const Run* runs, int64_t run_count,
+                     TilePanels<T> to, int64_t row, int64_t lanes, bool accumulate) {
+  const int64_t tiles = ceil_div(K, kTile);
+  T* const first = to.acc;
+  uint32_t ran = 0;
+  for (int64_t t = 0, k = 0, end; t < tiles; ++t, k = end) {
+    end = K * (t + 1) / tiles;
+    const int J = (int)(end - k);
+    const T* rows[kTile];
+    for (int j = 0; j < J; ++j) rows[j] = dy.data + (k + j) * dy.c;
+    to.acc = first + k * row;
+    if (to.step_w && to.vectors == 2)
+      gradient_tile<T, 2, true>(J, rows, runs, run_count, to, row, lanes, accumulate);
+    else if (kPairs && to.step_w)
+      gradient_tile<T, kPairs ? 4 : 2, true>(J, rows, runs, run_count, to, row, lanes, accumulate);
+    else if (to.vectors == 1)
+      gradient_tile<T, 1, false>(J, rows, runs, run_count, to, row, lanes, accumulate);
+    else if (to.vectors == 2)
+      gradient_tile<T, 2, false>(J, rows, runs, run_count, to, row, lanes, accumulate);
+    else if constexpr (kPairs)
+      gradient_tile<T, 4, false>(J, rows, runs, run_count, to, row, lanes, accumulate);
+    ran |= 1u << (J - 1);
+  }
+  mark_tiles<T>(ran, Tiles::weight_grad_rows, to.vectors);
+}
+
+// One panel of x as [pixel][kPanel]; `planes` holds a row of it where neither pixels nor channels
+// lie next to each other.
+template <class S>
+inline void pack_input(const WeightGrad& job, Compute<S>* dst, const S* from, int64_t rows,
+                       int64_t cols, int64_t lanes, Compute<S>* planes, const S* end) {
+  typedef Compute<S> T;
+  if (job.xs[1] == 1 || job.xs[3] == 1)
+    return pack_pixels<S>(dst, from, job.xs, rows, cols, lanes, end);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t c = 0; c < lanes; ++c)
+      widen_row<S>(planes + c * cols, from + i * job.xs[2] + c * job.xs[1], cols, job.xs[3]);
+    pack_panel<T>(dst + i * cols * kPanel<T>, planes, cols, 1, cols, lanes, planes + lanes * cols);
+  }
+}
+
+template <class S>
+inline void weight_grad_1x1_run(const WeightGrad& job, const Blocking& b, void* scratch,
+                                int64_t begin, int64_t end) {
+  typedef Compute<S> T;
+  constexpr int L = kPanel<T>;
+  constexpr bool widened = sizeof(S) != sizeof(T);
+  const Grad1x1Scratch at = weight_grad_1x1_scratch<S>(job, b);
+  T *packed = (T*)((char*)scratch + at.x), *planes = (T*)((char*)scratch + at.planes);
+  Run* runs = (Run*)((char*)scratch + at.runs);
+  const int64_t dy_size[4] = {job.N, job.G * job.K, job.P, job.Q};
+  const S* dy_end = end_of<S>(job.dy, dy_size, job.dys, 4);
+  const S* x_end = input_end<S>(job);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t c0 = task % b.chunk_blocks * b.chunk, above = task / b.chunk_blocks;
+    const int64_t k0 = above % b.panel_blocks * b.panels * kTile, g = above / b.panel_blocks;
+    const int64_t cn = min64(b.chunk, job.C - c0), kn = min64(b.panels * kTile, job.K - k0);
+    if (cn <= 0 || kn <= 0) continue;
+    S* const dw = (S*)job.dw + (g * job.K + k0) * job.C + c0;
+    T* const sums = widened ? (T*)((char*)scratch + at.sums) : (T*)dw;
+    const int64_t row = widened ? cn : job.C, blocks = job.N * b.row_blocks * b.col_blocks;
+    for (int64_t k = 0; blocks == 0 && k < kn; ++k) zero(sums + k * row, cn);
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t q0 = block % b.col_blocks * b.cols;
+      const int64_t p0 = block / b.col_blocks % b.row_blocks * b.rows;
+      const int64_t n = block / b.col_blocks / b.row_blocks;
+      const int64_t rows = min64(b.rows, job.P - p0), cols = min64(b.cols, job.Q - q0);
+      if (rows <= 0 || cols <= 0) continue;
+      const S* from = (const S*)job.dy + n * job.dys[0] + (g * job.K + k0) * job.dys[1];
+      Slab<T> dy = {(T*)from + p0 * job.dys[2] + q0 * job.dys[3], job.dys[1], job.dys[2],
+                    job.dys[3]};
+      if (widened) {
+        dy = make_slab((T*)scratch, kn, rows, cols, job.dys[1] != 1);
+        fill_slab<S>(dy, from, job.dys, kn, job.P, job.Q, p0, rows, q0, cols, dy_end);
+      }
+      const bool whole = dy.h == cols * dy.w;  // rows continue each other
+      for (int64_t i = 0; i < rows; ++i) runs[i] = {i * dy.h, dy.w, whole ? rows * cols : cols};
+      const S* x = (const S*)job.x + n * job.xs[0] + (g * job.C + c0) * job.xs[1] + p0 * job.xs[2] +
+                   q0 * job.xs[3];
+      const int64_t panel_size = rows * cols * L;
+      const bool continuing = rows == 1 || job.xs[2] == cols * job.xs[3];
+      for (int64_t c = 0, lanes; c < cn; c += lanes) {
+        const int vectors = tile_vectors<T>(cn - c);
+        lanes = min64(cn - c, vectors == 4 ? 2 * L : L);
+        // Whole vectors of channels that follow each other are read where they lie.
+        const bool in_place = !b.packed && !widened && job.xs[1] == 1 && continuing &&
+                              vectors > 1 && lanes == vectors * kW<T>;
+        for (int64_t i = 0; i < lanes && !in_place; i += L)
+          pack_input<S>(job, packed + i / L * panel_size, x + (c + i) * job.xs[1], rows, cols,
+                        min64(L, lanes - i), planes, x_end);
+        sum_rows<T>(dy, kn, runs, whole ? 1 : rows,
+                    {vectors, in_place ? (const T*)x + c : packed, in_place ? L : panel_size,
+                     sums + c, 0, nullptr, in_place ? job.xs[3] : 0},
+                    row, lanes, block > 0);
+      }
+    }
+    for (int64_t k = 0; widened && k < kn; ++k)
+      narrow_row<S>(dw + k * job.C, sums + k * row, cn, 1);
+  }
+}
+
+}  // namespace fastconv::FASTCONV_NS
