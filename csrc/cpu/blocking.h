@@ -70,7 +70,7 @@ static inline bool along_rows(const TapConv& job, int64_t lanes) {
   const int64_t taps = job.rows.count * job.cols.count;
   if (2 * job.K <= lanes && filled > (double)job.K / (double)lanes) return true;
   return job.ys[1] != 1 && filled > 0.85 &&
-         (job.C <= 4 || (taps <= 1 && job.C <= 256 && filled > 0.95));
+         (job.C <= 4 || (taps <= 1 && (job.C <= 256 || job.K <= 2 * lanes) && filled > 0.9));
 }
 
 constexpr int64_t kRowBytes = 384 * 1024;      // of a block's inputs and sums, in L2
@@ -109,7 +109,7 @@ static inline Blocking conv_blocking(const TapConv& job, int64_t panel, int64_t 
   Blocking b = {};
   const int64_t taps = max64(job.rows.count * job.cols.count, 1);
   b.planar = planar_slab(job.C, job.xs);
-  b.chunk = even_share(job.C, max64(kChunkBytes / (taps * panel * element), 4));
+  b.chunk = even_share(job.C, max64((job.K <= panel ? 2 * panel / (ceil_div(job.K, panel / 2) * (panel / 2)) : 1) * kChunkBytes / (taps * panel * element), 4));
   // About a vector of channels or longer: whole vectors, since transposes pack them.
   const int64_t vector = panel / 2;
   if (4 * b.chunk >= 3 * vector) b.chunk = ceil_div(b.chunk, vector) * vector;

@@ -73,7 +73,7 @@ inline int64_t products(const Run* runs, int64_t run_count) {
 template <class T>
 inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t rows, int64_t cols,
                              const Run* runs, int64_t run_count, TilePanels<T> to, bool accumulate,
-                             Ahead ahead = {}) {
+                             Ahead ahead = {}, bool in_place = true) {
   const int64_t pixels = rows * cols, tiles = ceil_div(pixels, kTile);
   const int64_t row_step = job.stride_h * slab.h, col_step = job.stride_w * slab.w;
   const int64_t count = products(runs, run_count);
@@ -88,6 +88,7 @@ inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t ro
       if (++j == cols) j = 0, ++i;
     }
     to.ahead = ahead.take(count);
+    if (!to.ahead && in_place && i < rows) to.ahead = (const char*)(slab.data + i * row_step + j * col_step);
     fma_tile<T>(J, x, runs, run_count, to, m * kPanel<T>, accumulate);
     ran |= 1u << (J - 1);
     m = end;

@@ -95,7 +95,7 @@ inline RowScratch row_scratch(const TapConv& job, const Blocking& b) {
   s.acc = align64((slab_elements(job.C, rows, cols, sizeof(T)) + kRowVectors * W) * sizeof(T));
   s.runs = s.acc + align64(b.panels * kTile * b.rows * ceil_div(b.cols, W) * W * sizeof(T));
   s.total =
-      s.runs + max64(job.rows.count * max64(job.cols.count, b.chunk), 1) * (int64_t)sizeof(RowRun);
+      s.runs + max64(job.rows.count * max64(job.cols.count, b.chunk), 2) * (int64_t)sizeof(RowRun);
   return s;
 }
 
@@ -116,10 +116,42 @@ inline void row_pack(const TapConv& job, void* packed, int64_t begin, int64_t en
   }
 }
 
+// Planes of x as tiles read them, in whole vectors; `tail`: the last channel where that would read
+// past the end of x, else null.
+template <class T>
+struct RowSource {
+  Slab<T> slab;
+  const T* tail;
+};
+
+// Of a block of the image x: a copy, or where no tap reads padding one row where it lies.
+template <class S>
+inline RowSource<Compute<S>> row_source(const TapConv& job, const S* x, int64_t row0, int64_t rows,
+                                        int64_t col0, int64_t cols, Compute<S>* scratch,
+                                        const S* end) {
+  typedef Compute<S> T;
+  constexpr int W = kW<T>;
+  const bool inside = row0 >= 0 && row0 < job.H && col0 >= 0 && col0 + cols <= job.W;
+  const int64_t read = ceil_div(cols, W) * W;
+  if (sizeof(S) == sizeof(T) && rows == 1 && job.cols.count == 1 && inside && job.xs[3] == 1 &&
+      job.C > 1 && job.xs[1] >= W) {
+    const Slab<T> slab = {(T*)x + row0 * job.xs[2] + col0, job.xs[1], job.xs[2], 1};
+    const T* last = slab.data + (job.C - 1) * slab.c;
+    if (last + read <= (const T*)end) return {slab, nullptr};
+    zero(scratch, read);
+    widen_row<T>(scratch, last, cols, 1);
+    return {slab, scratch};
+  }
+  const Slab<T> slab = make_slab(scratch, job.C, rows, cols, true);
+  fill_slab<S>(slab, x, job.xs, job.C, job.H, job.W, row0, rows, col0, cols, end);
+  return {slab, nullptr};
+}
+
 // The reduction over channels [c0, c0 + cn), in runs along channels or, if those are few, columns.
 template <class T>
-inline int64_t row_runs(const TapConv& job, const int64_t ws[5], const Slab<T>& slab, int64_t c0,
-                        int64_t cn, RowRun* runs) {
+inline int64_t row_runs(const TapConv& job, const int64_t ws[5], const RowSource<T>& from,
+                        int64_t c0, int64_t cn, RowRun* runs) {
+  const Slab<T>& slab = from.slab;
   const TapAxis &rows = job.rows, &cols = job.cols;
   const bool along_cols = cn < cols.count;
   const int64_t outer = along_cols ? cn : cols.count;
@@ -135,6 +167,12 @@ inline int64_t row_runs(const TapConv& job, const int64_t ws[5], const Slab<T>& 
       else
         runs[n++] = {x, slab.c, w, ws[2], cn};
     }
+  if (from.tail && c0 + cn == job.C) {  // of one tap: its last channel apart
+    const RowRun& all = runs[0];
+    runs[1] = {from.tail - slab.data, 0, all.w + (cn - 1) * all.w_step, 0, 1};
+    runs[0].count = cn - 1;
+    n = 2;
+  }
   return n;
 }
 
@@ -180,7 +218,8 @@ inline void row_run(const TapConv& job, const Blocking& b, const void* packed, v
   const int64_t* ws = packed ? dense : job.ws;
   const int64_t groups = ceil_div(job.K, kTile);
   const S* x_end = input_end<S>(job);
-  Slab<T> slab = {};
+  RowSource<T> source = {};
+  const Slab<T>& slab = source.slab;
   int64_t filled = -1;
   uint32_t ran = 0;
   for (int64_t task = begin; task < end; ++task) {
@@ -189,10 +228,9 @@ inline void row_run(const TapConv& job, const Blocking& b, const void* packed, v
     if (block != filled && job.rows.count && job.cols.count) {
       const int64_t slab_h = slab_rows(rows, job.stride_h, job.rows);
       const int64_t slab_w = slab_rows(cols, 1, job.cols);
-      slab = make_slab((T*)scratch, job.C, slab_h, slab_w, true);
-      fill_slab<S>(slab, (const S*)job.x + n * job.xs[0] + g * job.C * job.xs[1], job.xs, job.C,
-                   job.H, job.W, p0 * job.stride_h + job.rows.offset, slab_h, q0 + job.cols.offset,
-                   slab_w, x_end);
+      source = row_source<S>(job, (const S*)job.x + n * job.xs[0] + g * job.C * job.xs[1],
+                             p0 * job.stride_h + job.rows.offset, slab_h, q0 + job.cols.offset,
+                             slab_w, (T*)scratch, x_end);
       filled = block;
     }
     const int64_t last = min64(first + b.panels, groups);
@@ -201,7 +239,7 @@ inline void row_run(const TapConv& job, const Blocking& b, const void* packed, v
     const int64_t segments = ceil_div(vectors, kRowVectors);
     const T* weights = (packed ? (const T*)packed : (const T*)job.w) + g * ws[0];
     for (int64_t c0 = 0; c0 < job.C; c0 += b.chunk) {
-      const int64_t run_count = row_runs(job, ws, slab, c0, min64(b.chunk, job.C - c0), runs);
+      const int64_t run_count = row_runs(job, ws, source, c0, min64(b.chunk, job.C - c0), runs);
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t segment = 0; segment < segments; ++segment) {
           const int64_t low = vectors * segment / segments;

@@ -97,6 +97,8 @@ FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_co
     for (; V == 1 && i > 1; i -= 2) {
       const Vec<T> one = load<T>(w), other = load<T>(w + step_w);
       w += 2 * step_w;
+      __builtin_prefetch(ahead, 0, 3);
+      ahead += ahead_step;
 #pragma GCC unroll 6
       for (int j = 0; j < J; ++j) {
         fma<T>(sums[0][j], one, broadcast<T>(base[j][o]));
@@ -109,7 +111,7 @@ FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_co
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) wv[v] = load<T>(w + v / 2 * next + v % 2 * W);
       w += step_w;
-      __builtin_prefetch(ahead, 0, 2);
+      __builtin_prefetch(ahead, 0, V <= 2 ? 3 : 2);
       ahead += ahead_step;
 #pragma GCC unroll 6
       for (int j = 0; j < J; ++j) {
