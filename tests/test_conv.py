@@ -134,6 +134,14 @@ def test_nothing_is_read_past_an_operand(case, layout, dtype):
         assert torch.equal(mine, true)
 
 
+def test_an_input_whose_address_is_no_multiple_of_its_elements():
+    buffer = torch.empty(20 * 63 * 8 + 4, dtype=torch.uint8)
+    x = torch.frombuffer(buffer.numpy(), dtype=torch.float64, offset=4).view(1, 20, 7, 9)
+    x.copy_((8 * torch.randn(x.shape)).round())
+    w = (8 * torch.randn(8, 20, 1, 1, dtype=torch.float64)).round()
+    assert torch.equal(fastconv.conv2d(x, w), F.conv2d(x.clone(), w))
+
+
 SIZES = st.integers(1, 3)
 
 

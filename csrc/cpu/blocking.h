@@ -61,16 +61,20 @@ static inline int64_t task_panels(int64_t panels, int64_t blocks, int64_t thread
 }
 
 // Whether a tile's vectors run along a row of pixels: in any layout where output channels would
-// fill half a vector; where y is planar, if the sums are so short that transposing them counts (1x1
-// of more than 256 channels lost up to 13 %). Not where the last vector of a row would be mostly
-// empty.
+// fill half a vector; where y is planar, if transposing counts: of outputs beside a short sum, of
+// inputs beside few outputs. Not where the last vector of a row would be mostly empty. A 1x1 in
+// NCHW on Emerald Rapids, panels -> rows: 512 -> 144 @14 217 -> 205 us, 512 -> 128 @28 794 -> 726;
+// 528 -> 256 @14 372 -> 386, 1024 -> 256 @14 732 -> 814, 1024 -> 512 @14 1418 -> 1790.
+constexpr int64_t kRowInputs = 256, kRowOutputs = 160;
+
 static inline bool along_rows(const TapConv& job, int64_t lanes) {
   if (job.stride_w != 1 || job.Q == 0) return false;
   const double filled = (double)job.Q / (double)(ceil_div(job.Q, lanes) * lanes);
   const int64_t taps = job.rows.count * job.cols.count;
   if (2 * job.K <= lanes && filled > (double)job.K / (double)lanes) return true;
   return job.ys[1] != 1 && filled > 0.85 &&
-         (job.C <= 4 || (taps <= 1 && (job.C <= 256 || job.K <= 2 * lanes) && filled > 0.9));
+         (job.C <= 4 ||
+          (taps <= 1 && (job.C <= kRowInputs || job.K <= kRowOutputs) && filled > 0.9));
 }
 
 constexpr int64_t kRowBytes = 384 * 1024;      // of a block's inputs and sums, in L2
@@ -109,7 +113,10 @@ static inline Blocking conv_blocking(const TapConv& job, int64_t panel, int64_t 
   Blocking b = {};
   const int64_t taps = max64(job.rows.count * job.cols.count, 1);
   b.planar = planar_slab(job.C, job.xs);
-  b.chunk = even_share(job.C, max64((job.K <= panel ? 2 * panel / (ceil_div(job.K, panel / 2) * (panel / 2)) : 1) * kChunkBytes / (taps * panel * element), 4));
+  // One panel of few outputs reads x once for each chunk: twice as long ones (192 -> 32 @28 74 ->
+  // 67 us).
+  const int64_t chunk_bytes = job.K <= panel ? 2 * kChunkBytes : kChunkBytes;
+  b.chunk = even_share(job.C, max64(chunk_bytes / (taps * panel * element), 4));
   // About a vector of channels or longer: whole vectors, since transposes pack them.
   const int64_t vector = panel / 2;
   if (4 * b.chunk >= 3 * vector) b.chunk = ceil_div(b.chunk, vector) * vector;

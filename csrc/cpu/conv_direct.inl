@@ -73,7 +73,7 @@ inline int64_t products(const Run* runs, int64_t run_count) {
 template <class T>
 inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t rows, int64_t cols,
                              const Run* runs, int64_t run_count, TilePanels<T> to, bool accumulate,
-                             Ahead ahead = {}, bool in_place = true) {
+                             Ahead ahead = {}) {
   const int64_t pixels = rows * cols, tiles = ceil_div(pixels, kTile);
   const int64_t row_step = job.stride_h * slab.h, col_step = job.stride_w * slab.w;
   const int64_t count = products(runs, run_count);
@@ -88,7 +88,8 @@ inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t ro
       if (++j == cols) j = 0, ++i;
     }
     to.ahead = ahead.take(count);
-    if (!to.ahead && in_place && i < rows) to.ahead = (const char*)(slab.data + i * row_step + j * col_step);
+    if (!to.ahead && slab.c == 1)  // the pixels of the next tile
+      to.ahead = (const char*)(slab.data + i * row_step + j * col_step);
     fma_tile<T>(J, x, runs, run_count, to, m * kPanel<T>, accumulate);
     ran |= 1u << (J - 1);
     m = end;
@@ -113,6 +114,7 @@ inline void store_tiles(const TapConv& job, const Slab<Compute<S>>& slab, int64_
   const int64_t step = job.stride_w * slab.w;
   T bias[kLanes], acc[kTile * kLanes];
   const TilePanels<T> rest = {V, panels.w, panels.next_w, acc, kTile * L};
+  TilePanels<T> tile = panels;
   for (int k = 0; k < kLanes; ++k) bias[k] = to->bias ? widen(to->bias[k * to->bias_s]) : T(0);
   uint32_t ran = 0;
   for (int64_t i = 0; i < rows; ++i)
@@ -122,14 +124,15 @@ inline void store_tiles(const TapConv& job, const Slab<Compute<S>>& slab, int64_
       for (int k = 0; k < n; ++k) x[k] = slab.data + i * job.stride_h * slab.h + (j + k) * step;
       S* y = to->y + (p0 + i) * to->y_p + (q0 + j) * to->y_q;
       ran |= 1u << (n - 1);
+      tile.ahead = slab.c == 1 ? (const char*)(x[0] + kTile * step) : nullptr;
       if (n < kTile) {
         fma_tile<T, V>(n, x, runs, run_count, rest, 0, false);
         for (int k = 0; k < V / 2; ++k)
           store_panel<S>(to[k], acc + k * kTile * L, p0 + i, q0 + j, 1, n);
       } else if (to->activation == Activation::relu) {
-        tile_to_channels<V, Activation::relu, S>(x, runs, run_count, panels, bias, y, to->y_q);
+        tile_to_channels<V, Activation::relu, S>(x, runs, run_count, tile, bias, y, to->y_q);
       } else {
-        tile_to_channels<V, Activation::none, S>(x, runs, run_count, panels, bias, y, to->y_q);
+        tile_to_channels<V, Activation::none, S>(x, runs, run_count, tile, bias, y, to->y_q);
       }
     }
   mark_tiles<T>(ran, Tiles::forward, V);

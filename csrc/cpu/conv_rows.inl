@@ -5,7 +5,8 @@
 //   acc[k][q .. q + V W) (+)= sum over runs, over i < count of w[k][...] * x[... + q .. q + V W)
 //
 // The roles of the other register tile are exchanged: six output channels are broadcast, vectors
-// are loaded from a planar slab of x. Weights are read where they lie.
+// are loaded from a planar slab of x, or of one tap from x itself. Weights are read where they lie.
+// `ahead`: how far past what a product loads lies a line that the next segment of a row will.
 namespace fastconv::FASTCONV_NS {
 
 constexpr int kRowVectors = kPairs ? 4 : 2;  // of a tile: 24 or 12 accumulators
@@ -20,7 +21,8 @@ struct RowRun {
 
 template <class T, int J, int V>
 __attribute__((noinline)) void row_tile(const T* x, const T* const* w, const RowRun* runs,
-                                        int64_t run_count, T* acc, int64_t plane, bool accumulate) {
+                                        int64_t run_count, T* acc, int64_t plane, bool accumulate,
+                                        int64_t ahead) {
   constexpr int W = kW<T>;
   const T* base[J];
   Vec<T> sums[J][V];
@@ -44,6 +46,7 @@ __attribute__((noinline)) void row_tile(const T* x, const T* const* w, const Row
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) fma<T>(sums[j][v], xv[v], b);
       }
+      __builtin_prefetch(from + ahead, 0, 2);
       from += x_step, o += w_step;
     }
   }
@@ -58,26 +61,28 @@ __attribute__((noinline)) void row_tile(const T* x, const T* const* w, const Row
 
 template <class T, int V>
 FASTCONV_INLINE void row_tile(int J, const T* x, const T* const* w, const RowRun* runs,
-                              int64_t run_count, T* acc, int64_t plane, bool accumulate) {
+                              int64_t run_count, T* acc, int64_t plane, bool accumulate,
+                              int64_t ahead) {
   switch (J) {
-    case 1: return row_tile<T, 1, V>(x, w, runs, run_count, acc, plane, accumulate);
-    case 2: return row_tile<T, 2, V>(x, w, runs, run_count, acc, plane, accumulate);
-    case 3: return row_tile<T, 3, V>(x, w, runs, run_count, acc, plane, accumulate);
-    case 4: return row_tile<T, 4, V>(x, w, runs, run_count, acc, plane, accumulate);
-    case 5: return row_tile<T, 5, V>(x, w, runs, run_count, acc, plane, accumulate);
-    default: return row_tile<T, 6, V>(x, w, runs, run_count, acc, plane, accumulate);
+    case 1: return row_tile<T, 1, V>(x, w, runs, run_count, acc, plane, accumulate, ahead);
+    case 2: return row_tile<T, 2, V>(x, w, runs, run_count, acc, plane, accumulate, ahead);
+    case 3: return row_tile<T, 3, V>(x, w, runs, run_count, acc, plane, accumulate, ahead);
+    case 4: return row_tile<T, 4, V>(x, w, runs, run_count, acc, plane, accumulate, ahead);
+    case 5: return row_tile<T, 5, V>(x, w, runs, run_count, acc, plane, accumulate, ahead);
+    default: return row_tile<T, 6, V>(x, w, runs, run_count, acc, plane, accumulate, ahead);
   }
 }
 
 template <class T>
 FASTCONV_INLINE void row_tile(int J, int V, const T* x, const T* const* w, const RowRun* runs,
-                              int64_t run_count, T* acc, int64_t plane, bool accumulate) {
+                              int64_t run_count, T* acc, int64_t plane, bool accumulate,
+                              int64_t ahead) {
   if constexpr (kRowVectors == 4) {
-    if (V == 4) return row_tile<T, 4>(J, x, w, runs, run_count, acc, plane, accumulate);
-    if (V == 3) return row_tile<T, 3>(J, x, w, runs, run_count, acc, plane, accumulate);
+    if (V == 4) return row_tile<T, 4>(J, x, w, runs, run_count, acc, plane, accumulate, ahead);
+    if (V == 3) return row_tile<T, 3>(J, x, w, runs, run_count, acc, plane, accumulate, ahead);
   }
-  if (V == 1) return row_tile<T, 1>(J, x, w, runs, run_count, acc, plane, accumulate);
-  return row_tile<T, 2>(J, x, w, runs, run_count, acc, plane, accumulate);
+  if (V == 1) return row_tile<T, 1>(J, x, w, runs, run_count, acc, plane, accumulate, ahead);
+  return row_tile<T, 2>(J, x, w, runs, run_count, acc, plane, accumulate, ahead);
 }
 
 struct RowScratch {
@@ -133,8 +138,9 @@ inline RowSource<Compute<S>> row_source(const TapConv& job, const S* x, int64_t 
   constexpr int W = kW<T>;
   const bool inside = row0 >= 0 && row0 < job.H && col0 >= 0 && col0 + cols <= job.W;
   const int64_t read = ceil_div(cols, W) * W;
-  if (sizeof(S) == sizeof(T) && rows == 1 && job.cols.count == 1 && inside && job.xs[3] == 1 &&
-      job.C > 1 && job.xs[1] >= W) {
+  const bool aligned = (intptr_t)x % sizeof(T) == 0;  // offsets from x to the tail are whole
+  if (sizeof(S) == sizeof(T) && aligned && rows == 1 && job.cols.count == 1 && inside &&
+      job.xs[3] == 1 && job.C > 1 && job.xs[1] >= W) {
     const Slab<T> slab = {(T*)x + row0 * job.xs[2] + col0, job.xs[1], job.xs[2], 1};
     const T* last = slab.data + (job.C - 1) * slab.c;
     if (last + read <= (const T*)end) return {slab, nullptr};
@@ -242,6 +248,7 @@ inline void row_run(const TapConv& job, const Blocking& b, const void* packed, v
       const int64_t run_count = row_runs(job, ws, source, c0, min64(b.chunk, job.C - c0), runs);
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t segment = 0; segment < segments; ++segment) {
+          const bool more = segment + 1 < segments;
           const int64_t low = vectors * segment / segments;
           const int V = (int)(vectors * (segment + 1) / segments - low);
           const T* x = slab.data + i * job.stride_h * slab.h + low * W;
@@ -251,7 +258,8 @@ inline void row_run(const TapConv& job, const Blocking& b, const void* packed, v
             const T* w[kTile];
             for (int j = 0; j < J; ++j) w[j] = weights + (k + j) * ws[1];
             row_tile<T>(J, V, x, w, runs, run_count, acc + (k - k0) * plane + i * pitch + low * W,
-                        plane, c0 > 0);
+                        plane, c0 > 0,
+                        more && group - first < kRowVectors ? (V + group - first) * W : 0);
             ran |= 1u << (8 * (V - 1) + J - 1);
           }
         }
