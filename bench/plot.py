@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from common import COLUMNS, LAYOUTS, gains, geometric_mean
+from common import COLUMNS, ENGINES, LAYOUTS, gains, geometric_mean
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 RESULTS = Path(__file__).parent / "results"
@@ -102,11 +102,30 @@ def pools_table(rows: list[dict]) -> str:
     return markdown(["speed over a memcpy's", *LAYOUTS, "gain over torch"], cells)
 
 
+def calls_table(rows: list[dict]) -> str:
+    """Microseconds of a call, at better layout (a sample is 20 of them), and the gain."""
+    cells = []
+    for row in rows:
+        times = [
+            min(row["seconds"][f"{engine} {layout}"] for layout in LAYOUTS) / 20 * 1e6
+            for engine in ENGINES
+        ]
+        cells.append([row["name"], *(f"{t:.1f}" for t in times), f"{gains(row['seconds'])[0]:.2f}"])
+    return markdown(["µs a call", *ENGINES, "gain"], cells)
+
+
+TABLES = {
+    "networks": networks_table,
+    "layers": layers_table,
+    "pools": pools_table,
+    "calls": calls_table,
+}
+
+
 def tables(documents: dict[str, dict]) -> str:
     """Markdown of every results file: caption and table."""
-    kinds = {"networks": networks_table, "layers": layers_table, "pools": pools_table}
     return "\n\n".join(
-        f"{caption(document)}:\n\n{kinds[document['benchmark']](document['rows'])}"
+        f"{caption(document)}:\n\n{TABLES[document['benchmark']](document['rows'])}"
         for document in documents.values()
         if document["rows"]
     )
