@@ -19,6 +19,7 @@ constexpr int64_t kChunkBytes = 16 * 1024, kSlabBytes = 256 * 1024, kBlockPixels
 constexpr int64_t kBandBytes =
     16 * 1024;  // rows of a plane that a max pooling splits at once, in L1
 constexpr int64_t kGradSumBytes = 512 * 1024;  // of a task of the weight gradient of a 1x1
+constexpr int64_t kNearBytes = 2 << 20;        // weights that packing finds in L2, or nearly
 constexpr int64_t kInPlaceTiles = 32;
 constexpr int64_t kSumPixels = 112;  // of a partial sum of the weight gradient: bounds its error
 
@@ -121,7 +122,7 @@ static inline Blocking conv_blocking(const TapConv& job, int64_t panel, int64_t 
   const int64_t vector = panel / 2;
   if (4 * b.chunk >= 3 * vector) b.chunk = ceil_div(b.chunk, vector) * vector;
   // Stems write much beside what they compute: longer pieces of planes of y.
-  const bool planes = job.C <= 4 && job.ys[1] != 1;
+  const bool planes = job.C <= 4;
   choose_rectangle(b, job.P, job.Q, job.C, job.stride_h, job.stride_w, job.rows, job.cols, element,
                    planes ? kPlanePixels : kBlockPixels);
   const int64_t blocks = job.N * job.G * b.row_blocks * b.col_blocks;

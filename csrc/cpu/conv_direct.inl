@@ -77,6 +77,7 @@ inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t ro
   const int64_t pixels = rows * cols, tiles = ceil_div(pixels, kTile);
   const int64_t row_step = job.stride_h * slab.h, col_step = job.stride_w * slab.w;
   const int64_t count = products(runs, run_count);
+  ahead.spread(tiles * count);
   const T* x[kTile];
   int64_t m = 0, i = 0, j = 0;
   uint32_t ran = 0;
@@ -88,8 +89,8 @@ inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t ro
       if (++j == cols) j = 0, ++i;
     }
     to.ahead = ahead.take(count);
-    if (!to.ahead && slab.c == 1)  // the pixels of the next tile
-      to.ahead = (const char*)(slab.data + i * row_step + j * col_step);
+    if (!to.ahead.step && slab.c == 1)  // the pixels of the next tile
+      to.ahead = {(const char*)(slab.data + i * row_step + j * col_step), kLine};
     fma_tile<T>(J, x, runs, run_count, to, m * kPanel<T>, accumulate);
     ran |= 1u << (J - 1);
     m = end;
@@ -124,7 +125,11 @@ inline void store_tiles(const TapConv& job, const Slab<Compute<S>>& slab, int64_
       for (int k = 0; k < n; ++k) x[k] = slab.data + i * job.stride_h * slab.h + (j + k) * step;
       S* y = to->y + (p0 + i) * to->y_p + (q0 + j) * to->y_q;
       ran |= 1u << (n - 1);
-      tile.ahead = slab.c == 1 ? (const char*)(x[0] + kTile * step) : nullptr;
+      // The next tile's outputs, where they are more than its inputs.
+      if (job.C <= 4)
+        tile.ahead = {(const char*)(y + kTile * to->y_q), kLine};
+      else if (slab.c == 1)
+        tile.ahead = {(const char*)(x[0] + kTile * step), kLine};
       if (n < kTile) {
         fma_tile<T, V>(n, x, runs, run_count, rest, 0, false);
         for (int k = 0; k < V / 2; ++k)

@@ -115,9 +115,11 @@ inline void winograd_inputs(const TapConv& job, const WinogradBlocking& b, float
                       i % vectors + 1);
 }
 
-// M (+)= V * U at every point, of one chunk; `to` are the panels at the first point.
+// M (+)= V * U at every point, of one chunk; `to` are the panels at the first point. `next_u`: the
+// weights that are multiplied after those, may be null.
 inline void winograd_multiply(const TapConv& job, const WinogradBlocking& b, const TileBlock& t,
-                              const float* v, int64_t c0, const TilePanels<float>& to, Run* runs) {
+                              const float* v, int64_t c0, const TilePanels<float>& to,
+                              const float* next_u, Run* runs) {
   constexpr int W = kW<float>, L = kPanel<float>;
   const int64_t tiles = t.tiles(), last = min64(c0 + b.chunk, job.C);
   int64_t run_count = 0;
@@ -131,13 +133,13 @@ inline void winograd_multiply(const TapConv& job, const WinogradBlocking& b, con
     const int64_t groups = ceil_div(n, kTile);
     at.w = to.w + b.form.weight_of(xi) * b.u_point, at.acc = to.acc + xi * b.m_point;
     Ahead ahead = {};
-    if (xi + 1 < b.form.points()) {
-      const float* w = to.w + b.form.weight_of(xi + 1) * b.u_point;
-      const int64_t f = sizeof(float);
-      for (int i = 0; w != at.w && i < (to.vectors + 1) / 2; ++i)
-        ahead.add(w + i * to.next_w, (last - c0) * L * f);
-      ahead.add(v + (xi + 1) * b.v_point + c0 * tiles, (last - c0) * tiles * f);
-    }
+    const int64_t f = sizeof(float);
+    const bool more = xi + 1 < b.form.points();
+    const float* w = more ? to.w + b.form.weight_of(xi + 1) * b.u_point : next_u;
+    for (int i = 0; w && w != at.w && i < (to.vectors + 1) / 2; ++i)
+      ahead.add(w + i * to.next_w, (last - c0) * L * f);
+    if (more) ahead.add(v + (xi + 1) * b.v_point + c0 * tiles, (last - c0) * tiles * f);
+    ahead.spread(groups * (last - c0));
     for (int64_t group = 0; group < groups; ++group) {
       const int64_t low = begin + n * group / groups, high = begin + n * (group + 1) / groups;
       const float* x[kTile];
@@ -337,7 +339,13 @@ inline void winograd_run(const TapConv& job, const WinogradBlocking& b, const fl
           for (int64_t i = panel; i < next; ++i)
             winograd_weights<S>(job, b, t.g, i, chunk, (float*)(own + at.weights),
                                 u + (i - panel) * b.u_chunk);
-        winograd_multiply(job, b, t, v, chunk * b.chunk, to, (Run*)(own + at.runs));
+        // Of the next chunk, or of the next panels' first.
+        const float* next_u = nullptr;
+        if (packed && chunk + 1 < b.chunks)
+          next_u = to.w + b.u_chunk;
+        else if (packed && next < last)
+          next_u = packed + (t.g * panels + next) * u_panel;
+        winograd_multiply(job, b, t, v, chunk * b.chunk, to, next_u, (Run*)(own + at.runs));
       }
       for (int64_t i = panel; i < next; ++i)
         winograd_outputs<S>(job, b, t, i, m + (i - panel) * m_panel, own, at);

@@ -21,15 +21,19 @@ inline const S* input_end(const Job& job) {
 }
 
 // rows[i] = src[lane * lane_s + i] of W lanes; those from `lanes` on are zero. Reads W elements of
-// each lane, wanted or not, as far as `end`.
+// each lane, wanted or not, as far as `end`. Asks for what lies `ahead` elements on, if not 0.
 template <class S>
 FASTCONV_INLINE void load_transposed(Vec<Compute<S>> (&rows)[kW<Compute<S>>], const S* src,
-                                     int64_t lane_s, int64_t lanes, const S* end) {
+                                     int64_t lane_s, int64_t lanes, const S* end,
+                                     int64_t ahead = 0) {
   typedef Compute<S> T;
   constexpr int W = kW<T>;
   if (lanes >= W && src + (W - 1) * lane_s + W <= end) {
 #pragma GCC unroll 16
-    for (int k = 0; k < W; ++k) rows[k] = load_widened<S>(src + k * lane_s);
+    for (int k = 0; k < W; ++k) {
+      rows[k] = load_widened<S>(src + k * lane_s);
+      if (ahead) __builtin_prefetch(src + k * lane_s + ahead, 0, 2);
+    }
   } else {
     for (int k = 0; k < W; ++k) {
       const S* lane = src + k * lane_s;
@@ -45,7 +49,7 @@ FASTCONV_INLINE void load_transposed(Vec<Compute<S>> (&rows)[kW<Compute<S>>], co
 // Both orders are common: NCHW sources have step 1, channel-last ones lane_s 1.
 template <class S>
 inline void pack_panel(Compute<S>* dst, const S* src, int64_t count, int64_t step, int64_t lane_s,
-                       int64_t lanes, const S* end) {
+                       int64_t lanes, const S* end, int64_t ahead = 0) {
   typedef Compute<S> T;
   constexpr int W = kW<T>, L = kPanel<T>;
   int64_t i = 0;
@@ -53,6 +57,10 @@ inline void pack_panel(Compute<S>* dst, const S* src, int64_t count, int64_t ste
     for (; i < count; ++i) {
       store<T>(dst + i * L, load_widened<S>(src + i * step));
       store<T>(dst + i * L + W, load_widened<S>(src + i * step + W));
+      if (ahead) {
+        __builtin_prefetch(src + i * step + ahead, 0, 2);
+        __builtin_prefetch(src + i * step + W + ahead, 0, 2);
+      }
     }
     return;
   }
@@ -68,7 +76,7 @@ inline void pack_panel(Compute<S>* dst, const S* src, int64_t count, int64_t ste
     for (; i < count; i += W)
       for (int half = 0; half < L; half += W) {
         Vec<T> rows[W];
-        load_transposed<S>(rows, src + i + half * lane_s, lane_s, lanes - half, end);
+        load_transposed<S>(rows, src + i + half * lane_s, lane_s, lanes - half, end, ahead);
 #pragma GCC unroll 16
         for (int k = 0; k < W; ++k) {
           if (k == count - i) break;
@@ -113,8 +121,8 @@ struct PackedPart {
 // By transposes: a lane's weights are contiguous over (c, r, s) or over (r, s), and a row of a
 // transposed block is one (c, r, s) of W lanes.
 template <class S>
-inline void pack_kernels(const TapConv& job, const PackedPart& part, Compute<S>* dst,
-                         const S* end) {
+inline void pack_kernels(const TapConv& job, const PackedPart& part, Compute<S>* dst, const S* end,
+                         int64_t ahead) {
   typedef Compute<S> T;
   constexpr int W = kW<T>, L = kPanel<T>;
   const int64_t kernel = job.R * job.S;
@@ -134,7 +142,7 @@ inline void pack_kernels(const TapConv& job, const PackedPart& part, Compute<S>*
       const S* from = src + o * job.ws[2] + half * job.ws[1];
       for (int64_t e = 0; e < length; e += W) {
         Vec<T> rows[W];
-        load_transposed<S>(rows, from + e, job.ws[1], lanes, end);
+        load_transposed<S>(rows, from + e, job.ws[1], lanes, end, ahead);
         int64_t c = o + e / kernel, t = e % kernel;
 #pragma GCC unroll 16
         for (int i = 0; i < W; ++i) {
@@ -146,14 +154,18 @@ inline void pack_kernels(const TapConv& job, const PackedPart& part, Compute<S>*
     }
 }
 
-// dst is [tap row][tap column][c][kPanel].
+// dst is [tap row][tap column][c][kPanel]. Asks for the weights of the channels that follow where
+// they are far away: their lanes and taps are more streams than a core follows. 3x3 512->512 @7 on
+// Zen 4, weights packed on every call: 2.6 -> 1.9 ms channel-last, 2.1 -> 1.9 in NCHW.
 template <class S>
 inline void pack_weights(const TapConv& job, const PackedPart& part, Compute<S>* dst) {
   typedef Compute<S> T;
   constexpr int L = kPanel<T>;
   const int64_t size[5] = {job.G, job.K, job.C, job.R, job.S};
   const S* end = end_of<S>(job.w, size, job.ws, 5);
-  if (dense_kernels(job)) return pack_kernels<S>(job, part, dst, end);
+  const bool far = job.K * job.C * job.R * job.S * (int64_t)sizeof(S) > kNearBytes;
+  const int64_t ahead = far ? part.cn * job.ws[2] : 0;
+  if (dense_kernels(job)) return pack_kernels<S>(job, part, dst, end, ahead);
   const int64_t lanes = min64(L, job.K - part.panel * L);
   const S* src =
       (const S*)job.w + part.g * job.ws[0] + part.panel * L * job.ws[1] + part.c0 * job.ws[2];
@@ -162,7 +174,7 @@ inline void pack_weights(const TapConv& job, const PackedPart& part, Compute<S>*
       const int64_t r = job.rows.index + i * job.rows.index_step;
       const int64_t s = job.cols.index + j * job.cols.index_step;
       pack_panel<S>(dst, src + r * job.ws[3] + s * job.ws[4], part.cn, job.ws[2], job.ws[1], lanes,
-                    end);
+                    end, ahead);
       dst += part.cn * L;
     }
 }

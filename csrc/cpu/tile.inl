@@ -33,8 +33,15 @@ inline int tile_vectors(int64_t lanes) {
   return lanes > kW<T> ? 2 : 1;
 }
 
+constexpr int64_t kLine = 64;  // bytes of a cache line
+
+// What a tile asks for, for a later one: a line for each of its products, or two; step 0: nothing.
+struct Lines {
+  const char* at;
+  int64_t step;
+};
+
 // The panels of a tile: weights and accumulators of the first, and how far those of the second are.
-// And what a later tile reads, asked for a line per product; null: nothing.
 template <class T>
 struct TilePanels {
   int vectors;
@@ -42,44 +49,52 @@ struct TilePanels {
   int64_t next_w;
   T* acc;
   int64_t next_acc;
-  const char* ahead;
+  Lines ahead = {};
   int64_t step_w = 0;  // of weights read where they lie: from one product to the next
 };
 
 // Memory that the tiles of the next point or chunk read, for those of this one to ask for. A core
 // does not look as far ahead as L3 is away (3x3 256->256 @56 on Emerald Rapids: 0.78 of the FMA
-// peak in the tiles, 0.89 so; a line per product, as a burst of lines holds up the loads behind it;
-// into L2, as it is too early for L1).
+// peak in the tiles, 0.89 so; a line per product, as a burst of lines holds up the loads behind
+// it). Where the products are fewer than the lines, two each: 512->512 @14 on Zen 4 2.4 -> 2.8
+// times the peak, @7 1.5 -> 1.7. Into L2, as it is too early for L1 (512->512 @14: 2.1).
 struct Ahead {
-  static constexpr int64_t kLine = 64;
   struct Stream {
     const char* at;
     int64_t lines;
   } streams[3];
   int added, taken;
+  int64_t per_product;
 
   FASTCONV_INLINE void add(const void* from, int64_t bytes) {
     streams[added++] = {(const char*)from, (bytes + kLine - 1) / kLine};
   }
+  // After the last stream: how many products there are for all of them.
+  FASTCONV_INLINE void spread(int64_t products) {
+    int64_t lines = 0;
+    for (int i = 0; i < added; ++i) lines += streams[i].lines;
+    per_product = lines > products ? 2 : 1;
+  }
   // For a tile of so many products.
-  FASTCONV_INLINE const char* take(int64_t products) {
+  FASTCONV_INLINE Lines take(int64_t products) {
     while (taken < added && streams[taken].lines <= 0) ++taken;
-    if (taken == added) return nullptr;
+    if (taken == added) return {};
     Stream& s = streams[taken];
-    const char* at = s.at;
-    s.at += products * kLine, s.lines -= products;
-    return at;
+    const Lines lines = {s.at, per_product * kLine};
+    s.at += products * lines.step, s.lines -= products * per_product;
+    return lines;
   }
 };
 
-template <class T, int J, int V, bool kInPlace = false>
+// kCache: the level that lines come into.
+template <class T, int J, int V, bool kInPlace = false, int kCache = V <= 2 ? 1 : 2>
 FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_count,
                               const TilePanels<T>& to, Vec<T> (&sums)[V][J]) {
   constexpr int W = kW<T>;
   const T* w = to.w;
   const int64_t next = to.next_w, step_w = kInPlace ? to.step_w : 2 * W;
-  const char* ahead = to.ahead ? to.ahead : (const char*)w;
-  const int64_t ahead_step = to.ahead ? Ahead::kLine : 0;
+  const char* ahead = to.ahead.step ? to.ahead.at : (const char*)w;
+  const int64_t line_step = to.ahead.step, second = line_step ? line_step - kLine : 0;
   const T* base[J];
 #pragma GCC unroll 6
   for (int j = 0; j < J; ++j) {
@@ -97,8 +112,8 @@ FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_co
     for (; V == 1 && i > 1; i -= 2) {
       const Vec<T> one = load<T>(w), other = load<T>(w + step_w);
       w += 2 * step_w;
-      __builtin_prefetch(ahead, 0, 3);
-      ahead += ahead_step;
+      __builtin_prefetch(ahead, 0, 4 - kCache);
+      ahead += line_step;
 #pragma GCC unroll 6
       for (int j = 0; j < J; ++j) {
         fma<T>(sums[0][j], one, broadcast<T>(base[j][o]));
@@ -111,8 +126,9 @@ FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_co
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) wv[v] = load<T>(w + v / 2 * next + v % 2 * W);
       w += step_w;
-      __builtin_prefetch(ahead, 0, V <= 2 ? 3 : 2);
-      ahead += ahead_step;
+      __builtin_prefetch(ahead, 0, 4 - kCache);
+      __builtin_prefetch(ahead + second, 0, 4 - kCache);
+      ahead += line_step;
 #pragma GCC unroll 6
       for (int j = 0; j < J; ++j) {
         const Vec<T> b = broadcast<T>(base[j][o]);

@@ -161,8 +161,13 @@ inline void weight_grad_1x1_run(const WeightGrad& job, const Blocking& b, void* 
           pack_input<S>(job, packed + i / L * panel_size, x + (c + i) * job.xs[1], rows, cols,
                         min64(L, lanes - i), planes, x_end);
         sum_rows<T>(dy, kn, runs, whole ? 1 : rows,
-                    {vectors, in_place ? (const T*)x + c : packed, in_place ? L : panel_size,
-                     sums + c, 0, nullptr, in_place ? job.xs[3] : 0},
+                    {vectors,
+                     in_place ? (const T*)x + c : packed,
+                     in_place ? L : panel_size,
+                     sums + c,
+                     0,
+                     {},
+                     in_place ? job.xs[3] : 0},
                     row, lanes, block > 0);
       }
     }

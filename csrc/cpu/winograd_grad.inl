@@ -116,6 +116,7 @@ inline void winograd_grad_multiply(const WeightGrad& job, const WinogradBlocking
         ahead.add(from + b.v_point + c0 * t.tiles(), cn * t.tiles() * f);
       }
       const int64_t groups = ceil_div(cn, kTile);
+      ahead.spread(groups * run.count);
       for (int64_t group = 0; group < groups; ++group) {
         const int64_t low = cn * group / groups, high = cn * (group + 1) / groups;
         const float* x[kTile];
