@@ -26,24 +26,25 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 SETTINGS = ("threads", "batch", "dtype", "rounds")
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+def parser(description: str | None, sizes: bool = True) -> argparse.ArgumentParser:
+    """The options that every benchmark has; without ``sizes`` its rows set batch and dtype."""
     options = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--threads", type=int, default=1, help="default 1, on the last core")
-    options.add_argument("--batch", type=int, default=1)
-    options.add_argument("--dtype", choices=DTYPES, default="float32")
+    if sizes:
+        options.add_argument("--batch", type=int, default=1)
+        options.add_argument("--dtype", choices=DTYPES, default="float32")
     options.add_argument(
         "--filter", metavar="REGEX", default="", help="only rows whose name matches"
     )
-    options.add_argument("--rounds", type=int, default=3, help="times that each column is asked")
+    options.add_argument("--rounds", type=int, default=3, help="times that each row is measured")
     options.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     options.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
     return options
 
 
-def work(options: argparse.Namespace, build) -> None:
+def work(options: argparse.Namespace, build, seconds: float = 0.1) -> None:
     """What ``--worker ENGINE`` does: ``build(engine, request)`` makes the callables to be timed."""
     pin(options.threads)
     torch.manual_seed(0)
@@ -51,15 +52,17 @@ def work(options: argparse.Namespace, build) -> None:
     # the first of that size is freed. Freeing one just under its limit, 32 MiB, makes both engines
     # start as a process that has run a while, and rows independent of their order.
     torch.empty(31 << 20, dtype=torch.uint8)
-    serve(lambda request: build(options.worker, request))
+    serve(lambda request: build(options.worker, request), seconds)
 
 
 @contextlib.contextmanager
-def start_workers(script: str, threads: int) -> Iterator[dict[str, Worker]]:
+def start_workers(
+    script: str, threads: int, engines: Iterable[str] = ENGINES
+) -> Iterator[dict[str, Worker]]:
     """One process for each engine, running ``script``."""
     with contextlib.ExitStack() as stack:
         command = [sys.executable, script, "--threads", str(threads), "--worker"]
-        yield {engine: stack.enter_context(Worker([*command, engine])) for engine in ENGINES}
+        yield {engine: stack.enter_context(Worker([*command, engine])) for engine in engines}
 
 
 def measure(
@@ -82,8 +85,7 @@ def measure(
         Progress(len(requests), Path(script).stem) as progress,
     ):
         peak = workers["fastconv"].fma_peak() * options.threads
-        for key, value in {**machine(), **settings, "FMA peak": f"{peak:.1f} GFLOP/s"}.items():
-            progress.row(f"# {key}: {value}")
+        head = document_head(script, settings, peak, progress)
         progress.row(heading)
         for request in requests:
             columns = {
@@ -104,9 +106,15 @@ def measure(
                 progress.row(line(good[-1], peak))
             progress.advance()
     if options.json:
-        head = {"benchmark": Path(script).stem, **machine(), **settings, "fma_gflops": peak}
         save(options.json, {**head, "rows": good})
     return good, 0 if good and len(good) == len(requests) else 1
+
+
+def document_head(script: str, settings: dict, peak: float, progress: Progress) -> dict:
+    """The head of a results file; prints it too."""
+    for key, value in {**machine(), **settings, "FMA peak": f"{peak:.1f} GFLOP/s"}.items():
+        progress.row(f"# {key}: {value}")
+    return {"benchmark": Path(script).stem, **machine(), **settings, "fma_gflops": peak}
 
 
 def processor() -> str:
@@ -145,10 +153,14 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logarithms) / len(logarithms)) if logarithms else math.nan
 
 
-def save(path: Path, document: dict) -> None:
-    """Writes JSON; readers see the old file or the whole new one."""
+def save(path: Path, document: dict, row_lines: bool = False) -> None:
+    """Writes JSON, each row on one line if asked; readers see the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda file: file.write((json.dumps(document, indent=1) + "\n").encode()))
+    text = json.dumps({**document, "rows": []} if row_lines else document, indent=1) + "\n"
+    if row_lines:
+        rows = ",\n  ".join(map(json.dumps, document["rows"]))
+        text = text.replace('"rows": []', f'"rows": [\n  {rows}\n ]')
+    replace_file(path, lambda file: file.write(text.encode()))
 
 
 class Progress:

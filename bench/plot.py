@@ -20,9 +20,9 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def load(folder: Path) -> dict[str, dict]:
-    """The results files by stem."""
+    """The results files that have a table, by stem."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    return {stem: document for stem, document in found.items() if "threads" in document}
+    return {stem: found[stem] for stem in found if found[stem].get("benchmark") in TABLES}
 
 
 def plot(document: dict, path: Path) -> None:

@@ -5,6 +5,7 @@
 #include <chrono>
 
 #include "choice.h"
+#include "cpu/conv_run.h"
 #include "cpu/cpu.h"
 #include "cuda/conv_stem.h"
 #include "eager.h"
@@ -51,15 +52,16 @@ std::vector<std::pair<std::string, std::string>> explain_rows(const Sizes& input
   return rows;
 }
 
-// Makes an algorithm of the CPU run a problem; "" leaves it to the planner.
+// Makes an algorithm of the CPU run a problem; "" leaves it to the planner. `measured_rules`: of
+// the planner's refusals those count too.
 void choose_algorithm(const Sizes& input, const Sizes& weight, const Sizes& window, int direction,
-                      int dtype, const std::string& name) {
+                      int dtype, const std::string& name, bool measured_rules) {
   const PlanRow* row = nullptr;
   for (const PlanRow& each : plan_table())
     if (each.backend == Backend::cpu && each.name == name) row = &each;
   check(row || name.empty(), "fastconv: no algorithm is called ", name);
-  choose(problem(input, weight, window, static_cast<DType>(dtype)), {Backend::cpu, false},
-         static_cast<Direction>(direction), row);
+  choose(problem(input, weight, window, static_cast<DType>(dtype)),
+         {Backend::cpu, false, measured_rules}, static_cast<Direction>(direction), row);
 }
 
 // What the CUDA planner computes for a direction on a GPU (arch, multiprocessors, bytes of shared
@@ -142,8 +144,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_poison", [](bool on) { poisoned = poison_scratch = on; });
   m.def("conv_output_size", &output_size);
   m.def("explain", &explain_rows);
-  m.def("choose", &choose_algorithm);
+  m.def("choose", &choose_algorithm, py::arg("input"), py::arg("weight"), py::arg("window"),
+        py::arg("direction"), py::arg("dtype"), py::arg("name"), py::arg("measured_rules") = true);
   m.def("forget_choices", &forget_choices);
+  m.def("set_winograd_tile", &set_winograd_tile);
   m.def("cuda_tile", &cuda_tile);
   m.def("algorithms", [](int backend) { return algorithms(static_cast<Backend>(backend)); });
   m.def("executed", &executed);

@@ -29,27 +29,44 @@ const char* refuse_depthwise(const ConvProblem& p, const Capabilities&, Directio
   return nullptr;
 }
 
-// The input gradient of a 3x3 of stride 2: along an axis Winograd takes 5 products of a tile of two
-// pairs of inputs and 4 of a brief one, a direct kernel 3 of a pair and 1 of an input left over.
-// On Emerald Rapids, 48 to 512 channels, channels last, as fast as direct: with 0.69 of the
-// products (56x56, 28x28, 16x16) 0.92 to 1.32, most from 1.05 on, of one image with fewer outputs
-// 0.60 to 1.01; with 0.77 to 0.82 of them (14x14, 27x27, 33x33) 0.71 to 1.04. In NCHW, whose
-// weights a direct kernel packs slowly, 1.1 to 1.75 also @14.
-const char* refuse_strided_grad(const ConvProblem& p) {
-  if (p.pad_t != 1 || p.pad_l != 1)
-    return "of stride 2 its input gradient begins with an input of one tap: padding 1 only";
-  if (p.N * p.P * p.Q < 192) return "too few outputs for the weights of its input gradient";
+// What was measured. bench/thresholds.py runs both sides of every rule; what it found is in
+// bench/results/thresholds_*.json: `bench/thresholds.py --show FILE` prints a table of each.
+constexpr int64_t kWinogradChannels = 12;      // rule "winograd channels": per group, in and out
+constexpr int64_t kStridedChannels = 48;       // rule "strided winograd channels"
+constexpr int64_t kLeastPixels = 16;           // rule "winograd pixels": of a batch
+constexpr int64_t kWeightGrad5x5Pixels = 512;  // rule "5x5 weight gradient error": of an image
+constexpr int64_t kStridedGradOutputs = 192;   // rule "strided input gradient outputs"
+constexpr int64_t kStridedGradPercent = 76;    // rule "strided input gradient products"
+
+// Of the input gradient of a 3x3 of stride 2: along an axis Winograd takes 5 products of a tile of
+// two pairs of inputs and 4 of a brief one, a direct kernel 3 of a pair and 1 of an input left
+// over.
+const char* avoid_strided_grad(const ConvProblem& p) {
+  if (p.N * p.P * p.Q < kStridedGradOutputs)
+    return "too few outputs for the weights of its input gradient";
   auto tiled = [](int64_t inputs) {
     const TileAxis tiles = tile_axis(ceil_div(inputs, 2), 2);
     return 5 * tiles.full + 4 * tiles.brief;
   };
   auto direct = [](int64_t inputs) { return inputs / 2 * 3 + inputs % 2; };
-  if (100 * tiled(p.H) * tiled(p.W) > 76 * direct(p.H) * direct(p.W))
+  if (100 * tiled(p.H) * tiled(p.W) > kStridedGradPercent * direct(p.H) * direct(p.W))
     return "on a map of this size its input gradient spares too few products";
   return nullptr;
 }
 
-const char* refuse_winograd(const ConvProblem& p, const Capabilities&, Direction direction) {
+const char* avoid_winograd(const ConvProblem& p, Direction direction) {
+  const bool strided = p.stride_h > 1;
+  const int64_t fewest = strided ? kStridedChannels : kWinogradChannels;
+  if (p.C / p.G < fewest || p.K / p.G < fewest)
+    return "too few channels per group to pay its transforms";
+  if (p.N * p.P * p.Q < kLeastPixels || p.N * p.H * p.W < kLeastPixels)
+    return "too few pixels to pay for its weights";
+  if (direction == Direction::weight_grad && p.R == 5 && p.P * p.Q < kWeightGrad5x5Pixels)
+    return "its 5x5 weight gradient is too coarse for so short a sum";
+  return strided && direction == Direction::input_grad ? avoid_strided_grad(p) : nullptr;
+}
+
+const char* refuse_winograd(const ConvProblem& p, const Capabilities& caps, Direction direction) {
   if (p.dtype == DType::f64) return "its rounding is too coarse for float64";
   if (p.R != p.S || (p.R != 3 && p.R != 5)) return "the kernel is neither 3x3 nor 5x5";
   const bool strided = p.stride_h == 2 && p.stride_w == 2;
@@ -58,17 +75,11 @@ const char* refuse_winograd(const ConvProblem& p, const Capabilities&, Direction
   if (p.dil_h != 1 || p.dil_w != 1) return "the kernel is dilated";
   if (p.pad_t >= p.R || p.pad_b >= p.R || p.pad_l >= p.S || p.pad_r >= p.S)
     return "outputs that read padding only would round away the others";
-  // Of stride 2: 1.07 of the direct kernel's time at 32 -> 32 @112, 0.96 to 0.99 at 48 -> 48 @28.
-  const int64_t fewest = strided ? 48 : 12;
-  if (p.C / p.G < fewest || p.K / p.G < fewest)
-    return "too few channels per group to pay its transforms";
-  if (p.N * p.P * p.Q < 16 || p.N * p.H * p.W < 16) return "too few pixels to pay for its weights";
   if (p.H < p.R || p.W < p.S || p.P < p.R || p.Q < p.S)
     return "on so small a map most taps read padding, which its rounding does not know";
-  // Of 49 to 196 pixels its error was 8.3 to 8.5 times that of a direct sum, of 729 5.2 times.
-  if (direction == Direction::weight_grad && p.R == 5 && p.P * p.Q < 512)
-    return "its 5x5 weight gradient is too coarse for so short a sum";
-  return strided && direction == Direction::input_grad ? refuse_strided_grad(p) : nullptr;
+  if (strided && direction == Direction::input_grad && (p.pad_t != 1 || p.pad_l != 1))
+    return "of stride 2 its input gradient begins with an input of one tap: padding 1 only";
+  return caps.measured_rules ? avoid_winograd(p, direction) : nullptr;
 }
 
 const char* refuse_direct(const ConvProblem&, const Capabilities&, Direction) { return nullptr; }

@@ -11,6 +11,9 @@ enum class Backend : int32_t { cpu = 0, cuda = 1 };
 struct Capabilities {
   Backend backend;
   bool tf32;  // of CUDA: float32 products may be made in tf32
+  // Of the CPU: rows refuse what was measured as slower or less exact than another row's. False: to
+  // measure that (bench/thresholds.py).
+  bool measured_rules = true;
 };
 
 enum class Algorithm : int32_t { conv1x1, stem, depthwise, winograd, implicit_gemm, direct };

@@ -69,10 +69,13 @@ class Convolution(NamedTuple):
         text += f" dilation {dilation} groups {self.window[8]} {str(self.dtype)[6:]}"
         return text + " channels_last" * self.channels_last
 
-    def choose(self, algorithm: str) -> None:
-        """Makes the algorithm run it; "" leaves it to the planner."""
+    def choose(self, algorithm: str, measured_rules: bool = True) -> None:
+        """Makes the algorithm run it; "" leaves it to the planner.
+
+        Without ``measured_rules`` it may be one that the planner refuses as slower or less exact.
+        """
         code = DIRECTIONS.index(self.direction), DTYPES.index(self.dtype)
-        _C.choose(self.input, self.weight, self.window, *code, algorithm)
+        _C.choose(self.input, self.weight, self.window, *code, algorithm, measured_rules)
 
     def candidates(self) -> list[str]:
         """The algorithms that take it, the planner's own first; forgets a choice made before."""

@@ -155,7 +155,8 @@ def test_refusals_are_words():
         ((1, 8, 5, 6), (64, 8, 3, 3), {"padding": 1}, "winograd", "too few channels"),
         ((1, 64, 5, 6), (64, 64, 3, 3), {"padding": 3}, "winograd", "padding only"),
         ((3, 64, 1, 9), (64, 64, 3, 3), {"padding": 1}, "winograd", "so small a map"),
-        ((1, 64, 5, 6), (64, 64, 5, 5), {}, "winograd", "too few pixels"),
+        ((1, 64, 5, 6), (64, 64, 5, 5), {}, "winograd", "so small a map"),
+        ((1, 64, 3, 5), (64, 64, 3, 3), {"padding": 1}, "winograd", "too few pixels"),
         (
             (1, 64, 14, 14),
             (64, 64, 5, 5),

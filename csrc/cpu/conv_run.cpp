@@ -1,8 +1,10 @@
 // Kernels and threads of one convolution on the CPU: one parallel region per step.
 #include "conv_run.h"
 
+#include <atomic>
 #include <initializer_list>
 
+#include "../error.h"
 #include "blocking.h"
 #include "cpu.h"
 #include "winograd.h"
@@ -44,8 +46,11 @@ Blocking direct_blocking(const TapConv& job) {
                        torch::stable::get_num_threads());
 }
 
+std::atomic<int> winograd_tile{0};  // set_winograd_tile's
+
 WinogradBlocking winograd_blocking(const TapConv& job) {
-  return winograd_blocking(job, cpu_kernels().panel_f32, torch::stable::get_num_threads());
+  return winograd_blocking(job, cpu_kernels().panel_f32, torch::stable::get_num_threads(),
+                           winograd_tile);
 }
 
 int64_t panel_pairs(const TapConv& job) {  // (group, panel)
@@ -105,7 +110,7 @@ void run_winograd(const TapConv& job, const float* u) {
 
 void run_winograd_grad(const WeightGrad& job, double work) {
   const KernelTable& kernels = cpu_kernels();
-  const WinogradBlocking b = winograd_grad_blocking(job, kernels.panel_f32);
+  const WinogradBlocking b = winograd_grad_blocking(job, kernels.panel_f32, winograd_tile);
   const int64_t panels = ceil_div(job.K, kernels.panel_f32), points = b.form.points();
   const int64_t v_size = b.segment * points * b.v_point;
   const int64_t a_size = b.segment * points * panels * b.a_point;
@@ -142,6 +147,11 @@ TapConv prepared(TapConv job, const PlanRow& row) {
 }
 
 }  // namespace
+
+void set_winograd_tile(int m) {
+  check(m == 0 || m == 2 || m == 4, "fastconv: Winograd's tiles are of 2 or 4, got ", m);
+  winograd_tile = m;
+}
 
 Packing conv_packing(const TapConv& given, const PlanRow& row) {
   const TapConv job = prepared(given, row);

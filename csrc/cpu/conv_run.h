@@ -18,6 +18,10 @@ struct Packing {
 Packing conv_packing(const TapConv& job, const PlanRow& row);
 void conv_pack(const TapConv& job, const PlanRow& row, void* packed);
 
+// From now on Winograd's tiles of a 3x3 are of m x m outputs, where its forms leave the choice; 0:
+// by the rules in winograd.h. To measure these; no convolution may be running.
+void set_winograd_tile(int m);
+
 // `packed` as conv_pack made it, or null.
 void conv_run(const TapConv& job, const PlanRow& row, Direction direction, const void* packed);
 void weight_grad_run(WeightGrad job, const PlanRow& row);

@@ -122,28 +122,30 @@ constexpr int64_t kGradChannels = 64;        // of a task of the weight gradient
 constexpr int64_t kSegmentFloats = 6 << 20;  // of transformed operands of the weight gradient
 // Tiles of a block: of 36 points 18 to 72 are within 3 %.
 constexpr int64_t kBlockTiles = 56, kBlockPoints = kBlockTiles * 36;
-// Below so many outputs the small tile, which has fewer weights: 16, not 36. Of stride 2 it was
-// 0.90 x FMA peak against 0.81 for 256 channels @28 (196 outputs), and equal for 128 @56 (784).
-constexpr int64_t kWinogradPixels = 64, kStridedPixels = 256;
+// Below so many outputs the small tile, which has fewer weights: 16, not 36. Measured by
+// bench/thresholds.py, bench/results/thresholds_*.json.
+constexpr int64_t kWinogradPixels = 64;  // rule "winograd tile"
+constexpr int64_t kStridedPixels = 256;  // rule "strided winograd tile"
 
+// `tile`: m where both would do; 0: by those rules.
 static inline WinogradForm winograd_form(int64_t taps, int64_t stride, int64_t pixels,
-                                         bool transposed) {
+                                         bool transposed, int tile) {
   // With m = 4 it was 0.83 as fast at 256 -> 512 @14, 0.85 at 128 -> 256 @28 (batch 16), 1.05 at
   // 64 -> 128 @56, where its blocks were twice as large.
   if (transposed) return {2, 3, 2, true};
   if (taps == 5) return {2, 5, 1, false};
-  if (stride == 2) return {pixels < kStridedPixels ? 2 : 4, 3, 2, false};
-  return {pixels < kWinogradPixels ? 2 : 4, 3, 1, false};
+  const int m = tile ? tile : pixels < (stride == 2 ? kStridedPixels : kWinogradPixels) ? 2 : 4;
+  return {m, 3, (int)stride, false};
 }
 
 // What forward and weight gradient cut alike.
 template <class Job>
 static inline WinogradBlocking tile_blocking(const Job& job, int64_t taps, bool transposed,
-                                             int64_t panel) {
+                                             int64_t panel, int tile) {
   const int64_t P = transposed ? ceil_div(job.P, 2) : job.P;
   const int64_t Q = transposed ? ceil_div(job.Q, 2) : job.Q;
   WinogradBlocking b = {};
-  b.form = winograd_form(taps, job.stride_h, job.N * P * Q, transposed);
+  b.form = winograd_form(taps, job.stride_h, job.N * P * Q, transposed, tile);
   b.rows = tile_axis(P, b.form.m), b.cols = tile_axis(Q, b.form.m);
   const int64_t tiles = min64(kBlockTiles, kBlockPoints / b.form.points());
   b.tile_cols = even_share(b.cols.count(), tiles);
@@ -159,9 +161,9 @@ static inline WinogradBlocking tile_blocking(const Job& job, int64_t taps, bool 
   return b;
 }
 
-static inline WinogradBlocking winograd_blocking(const TapConv& job, int64_t panel,
-                                                 int64_t threads) {
-  WinogradBlocking b = tile_blocking(job, job.R, job.transposed, panel);
+static inline WinogradBlocking winograd_blocking(const TapConv& job, int64_t panel, int64_t threads,
+                                                 int tile) {
+  WinogradBlocking b = tile_blocking(job, job.R, job.transposed, panel, tile);
   b.chunk = even_share(job.C, kChunkBytes / (panel * 4));
   b.chunk = min64(ceil_div(b.chunk, b.lanes) * b.lanes, ceil_div(job.C, b.lanes) * b.lanes);
   b.chunks = ceil_div(job.C, b.chunk);
@@ -175,8 +177,9 @@ static inline WinogradBlocking winograd_blocking(const TapConv& job, int64_t pan
   return b;
 }
 
-static inline WinogradBlocking winograd_grad_blocking(const WeightGrad& job, int64_t panel) {
-  WinogradBlocking b = tile_blocking(job, job.rows.count, false, panel);
+static inline WinogradBlocking winograd_grad_blocking(const WeightGrad& job, int64_t panel,
+                                                      int tile) {
+  WinogradBlocking b = tile_blocking(job, job.rows.count, false, panel, tile);
   b.chunk = even_share(job.C, kGradChannels);
   b.chunks = ceil_div(job.C, b.chunk);
   b.a_point = odd_lines(panel * b.most_tiles());

@@ -8,7 +8,8 @@ Engines that would disturb each other (thread pools, caches of packed weights) r
 their own: ``serve`` is the loop of such a process and ``Worker`` its handle. They speak lines of
 JSON over pipes: a request is an object that the worker's ``build`` turns into a callable (kept for
 the next request of the same text), the answer is {"seconds": low quartile} or {"error": text}; the
-line "fma" asks for {"gflops": FMA peak}.
+line "fma" asks for {"gflops": FMA peak}. Where ``build`` makes a ``Contest``, whose tasks do not
+disturb each other, they are timed in turn and "seconds" holds those of each by its name.
 """
 
 from __future__ import annotations
@@ -19,10 +20,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 Task = Callable[[], Any]
 SAMPLE_SECONDS = 2e-3  # a sample: long against the clock's resolution and a loop's overhead
+
+
+class Contest(NamedTuple):
+    """Tasks that one request compares; ``before`` is called with a name before its samples."""
+
+    tasks: Mapping[str, Task]
+    before: Callable[[str], Any]
 
 
 def quartile(values: Sequence[float]) -> float:
@@ -95,11 +103,11 @@ def pin(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def serve(build: Callable[[dict], Task], seconds: float = 0.1) -> None:
+def serve(build: Callable[[dict], Task | Contest], seconds: float = 0.1) -> None:
     """Answers requests on stdin until it closes; what the engine prints goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    built: dict[str, Task] = {}
+    built: dict[str, Task | Contest] = {}
     for line in sys.stdin:
         try:
             if line.strip() == "fma":
@@ -109,7 +117,12 @@ def serve(build: Callable[[dict], Task], seconds: float = 0.1) -> None:
                     while len(built) >= 2:  # both layouts of a row
                         del built[next(iter(built))]
                     built[line] = build(json.loads(line))
-                answer = {"seconds": low_quartile([built[line]], 1000, seconds)[0]}
+                made = built[line]
+                if isinstance(made, Contest):
+                    times = low_quartile(made.tasks, 1000, seconds, made.before)
+                else:
+                    times = low_quartile([made], 1000, seconds)[0]
+                answer = {"seconds": times}
         except Exception as error:  # the table shows it and goes on
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
@@ -138,15 +151,18 @@ class Worker:
             self.process.kill()
         self.process.stdout.close()  # type: ignore[union-attr]
 
-    def seconds(self, **request: Any) -> float:
-        """The time of what ``build(request)`` makes; WorkerError with the worker's message."""
+    def seconds(self, **request: Any) -> Any:
+        """The time of what ``build(request)`` makes, or those of a ``Contest`` by name.
+
+        WorkerError with the worker's message.
+        """
         return self._ask(json.dumps(request), "seconds")
 
     def fma_peak(self) -> float:
         """``fma_peak`` measured where the engine runs."""
         return self._ask("fma", "gflops")
 
-    def _ask(self, line: str, key: str) -> float:
+    def _ask(self, line: str, key: str) -> Any:
         try:
             print(line, file=self.process.stdin, flush=True)
             answer = json.loads(self.process.stdout.readline())  # type: ignore[union-attr]

@@ -1,0 +1,209 @@
+"""The planner's measured rules: what each compares, and a grid of problems around its threshold.
+
+A rule runs the first of its ``contestants`` where its number of a problem is below the threshold
+and the second from it on (``above``: only over it). Numbers are those that csrc/plan.cpp and
+csrc/cpu/winograd.h compare; tests/test_thresholds.py holds the two to each other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from fastconv.testing.compare import FACTORS
+from fastconv.tune import Convolution
+
+ROOT = Path(__file__).parents[1]
+PLAN, FORMS = "csrc/plan.cpp", "csrc/cpu/winograd.h"
+TILES = {"F(2)": 2, "F(4)": 4}  # Winograd of a 3x3, by its tile
+# "repacked" is a training step's forward, whose weights are packed in every call; "forward" an eval
+# layer's, which keeps them packed.
+GRADS = ("input_grad", "weight_grad")
+ALL = ("forward", "repacked", *GRADS)
+
+
+class Problem(NamedTuple):
+    """A convolution of stride 1 or 2, padded by half its taps."""
+
+    c: int
+    k: int
+    h: int
+    w: int
+    n: int = 1
+    taps: int = 3
+    stride: int = 1
+    groups: int = 1
+
+    def __str__(self) -> str:
+        size = f"{self.h}" if self.h == self.w else f"{self.h}x{self.w}"
+        text = f"{self.taps}x{self.taps}{f'/{self.stride}' if self.stride > 1 else ''}"
+        if self.groups == self.c:
+            return f"{text} depthwise {self.c} @{size}"
+        text += f" {self.c}->{self.k} @{size}"
+        text += f" groups {self.groups}" if self.groups > 1 else ""
+        return text + (f" batch {self.n}" if self.n > 1 else "")
+
+    def convolution(self, direction: str, layout: str) -> Convolution:
+        return Convolution(
+            "forward" if direction == "repacked" else direction,
+            (self.n, self.c, self.h, self.w),
+            (self.k, self.c // self.groups, self.taps, self.taps),
+            (self.stride,) * 2 + (self.taps // 2,) * 4 + (1, 1, self.groups),
+            torch.float32,
+            layout == "channels_last",
+        )
+
+
+def channels(p: Problem) -> int:
+    return min(p.c, p.k) // p.groups
+
+
+def outputs(p: Problem) -> int:
+    return p.n * -(-p.h // p.stride) * -(-p.w // p.stride)
+
+
+def image_outputs(p: Problem) -> int:
+    return outputs(p) // p.n
+
+
+def percent_of_products(p: Problem) -> float:
+    """Of Winograd's input gradient of stride 2: its products over a direct kernel's."""
+
+    def tiled(inputs: int) -> int:
+        pairs = -(-inputs // 2)
+        return pairs // 2 * 5 + pairs % 2 * 4
+
+    def direct(inputs: int) -> int:
+        return inputs // 2 * 3 + inputs % 2
+
+    return 100 * tiled(p.h) * tiled(p.w) / (direct(p.h) * direct(p.w))
+
+
+@dataclass(frozen=True)
+class Rule:
+    name: str
+    constant: str  # "": the order of the planner's rows is the rule
+    file: str
+    number: str  # what is compared with the threshold, in words
+    of: Callable[[Problem], float]
+    contestants: tuple[str, str]  # below the threshold, and from it on
+    problems: tuple[Problem, ...]
+    directions: tuple[str, ...]
+    above: bool = False  # the second runs over the threshold only, not at it
+    error_limit: float | None = None  # a rule of exactness: times torch's own error
+
+    def source(self) -> int:
+        """The threshold in the source; 0, always, where the order of rows is the rule."""
+        if not self.constant:
+            return 0
+        found = re.search(rf"int64_t {self.constant} = (\d+);", (ROOT / self.file).read_text())
+        if not found:
+            raise ValueError(f"{self.file} has no constant {self.constant}")
+        return int(found[1])
+
+
+def squares(sizes: tuple, channels: tuple, **more) -> tuple[Problem, ...]:
+    """Every pair of channels on every map; a size is that of a square or (height, width)."""
+    return tuple(
+        Problem(*pair, *(size if isinstance(size, tuple) else (size, size)), **more)
+        for pair in channels
+        for size in sizes
+    )
+
+
+# NOTE problems take 2 ms at most where they can: in a longer call a busy machine's time slices are
+# part of every sample.
+
+# Around whole vectors of 8 and 16 channels; beside many channels, in groups, and of 5x5.
+FEW = (4, 6, 8, 12, 16, 24)
+WINOGRAD_CHANNELS = (
+    *(Problem(n, n, 14, 14) for n in FEW),
+    *(Problem(n, n, 56, 56) for n in FEW),
+    *(Problem(n, 64, 28, 28) for n in FEW),
+    *(Problem(64, n, 28, 28) for n in FEW),
+    *(Problem(4 * n, 4 * n, 28, 28, groups=4) for n in FEW),
+    *(Problem(n, n, 28, 28, taps=5) for n in FEW),
+)
+STRIDED_CHANNELS = tuple(
+    Problem(n, times * n, size, size, stride=2)
+    for times, size in ((1, 28), (2, 28), (1, 56))
+    for n in (8, 16, 24, 32, 40, 48, 64)
+)
+# Maps of 3 x 3 to 7 x 7; with 256 channels the weights are what counts.
+LEAST_PIXELS = (
+    *squares((3, (3, 4), (3, 5), 4, (4, 5), 5, 6, 7), ((64, 64), (256, 256))),
+    Problem(128, 128, 3, 3, n=2),
+    Problem(128, 128, 3, 3, n=4),
+)
+GRAD_CHANNELS = ((64, 128), (128, 256))
+# Images whose products are few enough (see the next), so that outputs alone decide.
+STRIDED_OUTPUTS = (
+    *squares((8, 12, 16, 24, 28, 32, 40), GRAD_CHANNELS, stride=2),
+    *(Problem(*pair, 16, 16, n=n, stride=2) for pair in GRAD_CHANNELS for n in (2, 3)),
+)
+# And enough outputs, so that products alone decide: 69 to 82 % of a direct kernel's.
+STRIDED_PERCENT = tuple(
+    Problem(*pair, *size, n=n, stride=2)
+    for pair in ((64, 64), (64, 128))
+    for n, *size in (
+        (1, 28, 28), (1, 55, 55), (2, 28, 22), (2, 28, 14), (1, 30, 30), (1, 31, 31), (2, 26, 26),
+        (1, 27, 27), (2, 22, 22), (3, 18, 18), (1, 37, 37), (1, 33, 33), (4, 14, 14),
+    )
+)  # fmt: skip
+
+RULES = (
+    Rule(
+        "winograd channels", "kWinogradChannels", PLAN, "least channels per group", channels,
+        ("direct", "winograd"), WINOGRAD_CHANNELS, ("forward", *GRADS),
+    ),
+    Rule(
+        "strided winograd channels", "kStridedChannels", PLAN, "least channels per group", channels,
+        ("direct", "winograd"), STRIDED_CHANNELS, ("forward", *GRADS),
+    ),
+    Rule(
+        "winograd pixels", "kLeastPixels", PLAN, "pixels", outputs,
+        ("direct", "winograd"), LEAST_PIXELS, ALL,
+    ),
+    Rule(
+        "5x5 weight gradient error", "kWeightGrad5x5Pixels", PLAN, "outputs of an image",
+        image_outputs, ("direct", "winograd"),
+        squares((7, 14, (16, 24), (16, 32), 27, 32), ((16, 16), (48, 48)), taps=5),
+        ("weight_grad",), error_limit=FACTORS["winograd"],
+    ),
+    Rule(
+        "strided input gradient outputs", "kStridedGradOutputs", PLAN, "outputs", outputs,
+        ("direct", "winograd"), STRIDED_OUTPUTS, ("input_grad",),
+    ),
+    Rule(
+        "strided input gradient products", "kStridedGradPercent", PLAN, "% of the products",
+        percent_of_products, ("winograd", "direct"), STRIDED_PERCENT, ("input_grad",), above=True,
+    ),
+    Rule(
+        "winograd tile", "kWinogradPixels", FORMS, "outputs", outputs,
+        ("F(2)", "F(4)"), squares((5, 6, 7, 8, 9, 10, 12, 14), ((64, 64), (256, 256))), ALL,
+    ),
+    Rule(
+        "strided winograd tile", "kStridedPixels", FORMS, "outputs", outputs,
+        ("F(2)", "F(4)"),
+        squares((14, 20, 28, 32, 36, 40, 56), ((64, 64), (128, 128)), stride=2),
+        ("forward", "repacked", "weight_grad"),
+    ),
+    Rule(
+        "conv1x1", "", PLAN, "outputs", outputs, ("direct", "conv1x1"),
+        squares((4, 7, 14, 28), ((16, 16), (64, 256), (256, 64)), taps=1), ("forward", *GRADS),
+    ),
+    Rule(
+        "depthwise", "", PLAN, "outputs", outputs, ("direct", "depthwise"),
+        tuple(
+            Problem(c, c, size, size, taps=taps, stride=stride, groups=c)
+            for taps, stride in ((3, 1), (3, 2), (5, 1))
+            for c, size in ((256, 4), (256, 7), (128, 14), (64, 28), (32, 56))
+        ),
+        ("forward", *GRADS),
+    ),
+)  # fmt: skip
