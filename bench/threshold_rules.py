@@ -67,6 +67,11 @@ def outputs(p: Problem) -> int:
     return p.n * -(-p.h // p.stride) * -(-p.w // p.stride)
 
 
+def weight_megabytes(p: Problem) -> float:
+    """Of Winograd's 36 matrices of weights for tiles of 4 x 4 outputs."""
+    return p.c * p.k * 36 * 4 / 2**20
+
+
 def image_outputs(p: Problem) -> int:
     return outputs(p) // p.n
 
@@ -129,6 +134,9 @@ WINOGRAD_CHANNELS = (
     *(Problem(4 * n, 4 * n, 28, 28, groups=4) for n in FEW),
     *(Problem(n, n, 28, 28, taps=5) for n in FEW),
 )
+WEIGHT_GRAD_CHANNELS = tuple(
+    Problem(n, n, size, size) for size in (14, 28, 56) for n in (2, 3, *FEW)
+)
 STRIDED_CHANNELS = tuple(
     Problem(n, times * n, size, size, stride=2)
     for times, size in ((1, 28), (2, 28), (1, 56))
@@ -155,11 +163,18 @@ STRIDED_PERCENT = tuple(
         (1, 27, 27), (2, 22, 22), (3, 18, 18), (1, 37, 37), (1, 33, 33), (4, 14, 14),
     )
 )  # fmt: skip
+WINOGRAD_TILES = squares((5, 6, 7, 8, 9, 10, 12, 14), ((64, 64), (256, 256)))
+STRIDED_TILES = squares((14, 20, 28, 32, 36, 40, 56), ((64, 64), (128, 128)), stride=2)
 
 RULES = (
     Rule(
         "winograd channels", "kWinogradChannels", PLAN, "least channels per group", channels,
-        ("direct", "winograd"), WINOGRAD_CHANNELS, ("forward", *GRADS),
+        ("direct", "winograd"), WINOGRAD_CHANNELS, ("forward", "input_grad"),
+    ),
+    Rule(
+        "winograd channels, weight gradient", "kWeightGradChannels", PLAN,
+        "least channels per group", channels,
+        ("direct", "winograd"), WEIGHT_GRAD_CHANNELS, ("weight_grad",),
     ),
     Rule(
         "strided winograd channels", "kStridedChannels", PLAN, "least channels per group", channels,
@@ -185,13 +200,25 @@ RULES = (
     ),
     Rule(
         "winograd tile", "kWinogradPixels", FORMS, "outputs", outputs,
-        ("F(2)", "F(4)"), squares((5, 6, 7, 8, 9, 10, 12, 14), ((64, 64), (256, 256))), ALL,
+        ("F(2)", "F(4)"), WINOGRAD_TILES, ("repacked", "input_grad"),
+    ),
+    Rule(
+        "winograd tile, weight gradient", "kGradPixels", FORMS, "outputs", outputs,
+        ("F(2)", "F(4)"), WINOGRAD_TILES, ("weight_grad",),
+    ),
+    Rule(
+        "winograd tile, kept weights", "kKeptMegabytes", FORMS, "MB of F(4)'s weights",
+        weight_megabytes, ("F(4)", "F(2)"),
+        squares((5, 6, 7), ((64, 64), (128, 256), (256, 256), (320, 320), (384, 384), (512, 512))),
+        ("forward",),
     ),
     Rule(
         "strided winograd tile", "kStridedPixels", FORMS, "outputs", outputs,
-        ("F(2)", "F(4)"),
-        squares((14, 20, 28, 32, 36, 40, 56), ((64, 64), (128, 128)), stride=2),
-        ("forward", "repacked", "weight_grad"),
+        ("F(2)", "F(4)"), STRIDED_TILES, ("forward", "repacked"),
+    ),
+    Rule(
+        "strided winograd tile, weight gradient", "kStridedGradPixels", FORMS, "outputs", outputs,
+        ("F(2)", "F(4)"), STRIDED_TILES, ("weight_grad",),
     ),
     Rule(
         "conv1x1", "", PLAN, "outputs", outputs, ("direct", "conv1x1"),

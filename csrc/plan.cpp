@@ -32,11 +32,12 @@ const char* refuse_depthwise(const ConvProblem& p, const Capabilities&, Directio
 // What was measured. bench/thresholds.py runs both sides of every rule; what it found is in
 // bench/results/thresholds_*.json: `bench/thresholds.py --show FILE` prints a table of each.
 constexpr int64_t kWinogradChannels = 12;      // rule "winograd channels": per group, in and out
-constexpr int64_t kStridedChannels = 48;       // rule "strided winograd channels"
+constexpr int64_t kWeightGradChannels = 4;     // rule "winograd channels, weight gradient"
+constexpr int64_t kStridedChannels = 24;       // rule "strided winograd channels"
 constexpr int64_t kLeastPixels = 16;           // rule "winograd pixels": of a batch
 constexpr int64_t kWeightGrad5x5Pixels = 512;  // rule "5x5 weight gradient error": of an image
-constexpr int64_t kStridedGradOutputs = 192;   // rule "strided input gradient outputs"
-constexpr int64_t kStridedGradPercent = 76;    // rule "strided input gradient products"
+constexpr int64_t kStridedGradOutputs = 32;    // rule "strided input gradient outputs"
+constexpr int64_t kStridedGradPercent = 81;    // rule "strided input gradient products"
 
 // Of the input gradient of a 3x3 of stride 2: along an axis Winograd takes 5 products of a tile of
 // two pairs of inputs and 4 of a brief one, a direct kernel 3 of a pair and 1 of an input left
@@ -56,7 +57,9 @@ const char* avoid_strided_grad(const ConvProblem& p) {
 
 const char* avoid_winograd(const ConvProblem& p, Direction direction) {
   const bool strided = p.stride_h > 1;
-  const int64_t fewest = strided ? kStridedChannels : kWinogradChannels;
+  const int64_t fewest = strided                               ? kStridedChannels
+                         : direction == Direction::weight_grad ? kWeightGradChannels
+                                                               : kWinogradChannels;
   if (p.C / p.G < fewest || p.K / p.G < fewest)
     return "too few channels per group to pay its transforms";
   if (p.N * p.P * p.Q < kLeastPixels || p.N * p.H * p.W < kLeastPixels)

@@ -40,7 +40,7 @@ def planned(problem, direction):
     """What the planner runs: an algorithm, or for the rules of tiles a tile."""
     convolution = problem.convolution(direction, "NCHW")
     algorithm = convolution.candidates()[0]
-    if algorithm != "winograd" or convolution.direction != "forward":
+    if algorithm != "winograd" or direction != "forward":
         return algorithm, None
     x, w = torch.zeros(convolution.input), torch.zeros(convolution.weight)
     packed = torch.ops.fastconv.conv2d_pack(x, w, *convolution.window)

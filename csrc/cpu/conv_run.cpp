@@ -48,8 +48,9 @@ Blocking direct_blocking(const TapConv& job) {
 
 std::atomic<int> winograd_tile{0};  // set_winograd_tile's
 
-WinogradBlocking winograd_blocking(const TapConv& job) {
-  return winograd_blocking(job, cpu_kernels().panel_f32, torch::stable::get_num_threads(),
+// `kept`: its weights are transformed before, and kept between calls.
+WinogradBlocking winograd_blocking(const TapConv& job, bool kept) {
+  return winograd_blocking(job, cpu_kernels().panel_f32, torch::stable::get_num_threads(), kept,
                            winograd_tile);
 }
 
@@ -89,7 +90,7 @@ void pack_winograd(const TapConv& job, const WinogradBlocking& b, float* u) {
 
 void run_winograd(const TapConv& job, const float* u) {
   const KernelTable& kernels = cpu_kernels();
-  const WinogradBlocking b = winograd_blocking(job);
+  const WinogradBlocking b = winograd_blocking(job, u != nullptr);
   const double work = flops(job);
   const bool pack = b.packed && !u;
   const int64_t u_size = pack ? panel_pairs(job) * b.chunks * b.u_chunk : 0;
@@ -159,7 +160,7 @@ Packing conv_packing(const TapConv& given, const PlanRow& row) {
   switch (row.algorithm) {
     case Algorithm::depthwise: return {};
     case Algorithm::winograd: {
-      const WinogradBlocking b = winograd_blocking(job);
+      const WinogradBlocking b = winograd_blocking(job, true);
       return {
           {algorithm, lanes, b.chunk, b.form.m, b.form.stride, job.G, job.K, job.C, job.R, job.S},
           lanes * b.chunks * b.u_chunk};
@@ -176,7 +177,7 @@ Packing conv_packing(const TapConv& given, const PlanRow& row) {
 void conv_pack(const TapConv& given, const PlanRow& row, void* packed) {
   const TapConv job = prepared(given, row);
   if (row.algorithm == Algorithm::winograd)
-    pack_winograd(job, winograd_blocking(job), (float*)packed);
+    pack_winograd(job, winograd_blocking(job, true), (float*)packed);
   else
     pack_direct(job, direct_blocking(job), packed);
 }

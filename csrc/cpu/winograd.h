@@ -122,30 +122,48 @@ constexpr int64_t kGradChannels = 64;        // of a task of the weight gradient
 constexpr int64_t kSegmentFloats = 6 << 20;  // of transformed operands of the weight gradient
 // Tiles of a block: of 36 points 18 to 72 are within 3 %.
 constexpr int64_t kBlockTiles = 56, kBlockPoints = kBlockTiles * 36;
-// Below so many outputs the small tile, which has fewer weights: 16, not 36. Measured by
-// bench/thresholds.py, bench/results/thresholds_*.json.
-constexpr int64_t kWinogradPixels = 64;  // rule "winograd tile"
-constexpr int64_t kStridedPixels = 256;  // rule "strided winograd tile"
+// What becomes of a convolution's weights: transformed on every call; transformed before, and kept;
+// or it is their gradient that is summed.
+enum class WinogradWeights { fresh, kept, summed };
 
-// `tile`: m where both would do; 0: by those rules.
+// Below so many outputs the small tile, which has fewer weights: 16, not 36. Kept ones cost their
+// memory only, as long as they stay in L3. Measured by bench/thresholds.py,
+// bench/results/thresholds_*.json.
+constexpr int64_t kWinogradPixels = 64;      // rule "winograd tile"
+constexpr int64_t kGradPixels = 144;         // rule "winograd tile, weight gradient"
+constexpr int64_t kKeptMegabytes = 16;       // rule "winograd tile, kept weights"
+constexpr int64_t kStridedPixels = 256;      // rule "strided winograd tile"
+constexpr int64_t kStridedGradPixels = 784;  // rule "strided winograd tile, weight gradient"
+
+static inline bool small_tile(int64_t stride, int64_t pixels, int64_t channels,
+                              WinogradWeights weights) {
+  const bool summed = weights == WinogradWeights::summed;
+  if (stride == 2) return pixels < (summed ? kStridedGradPixels : kStridedPixels);
+  if (weights == WinogradWeights::kept && channels * 36 * 4 < kKeptMegabytes << 20) return false;
+  return pixels < (summed ? kGradPixels : kWinogradPixels);
+}
+
+// `channels`: of inputs times those of outputs. `tile`: m where both would do; 0: by those rules.
 static inline WinogradForm winograd_form(int64_t taps, int64_t stride, int64_t pixels,
-                                         bool transposed, int tile) {
+                                         int64_t channels, WinogradWeights weights, bool transposed,
+                                         int tile) {
   // With m = 4 it was 0.83 as fast at 256 -> 512 @14, 0.85 at 128 -> 256 @28 (batch 16), 1.05 at
   // 64 -> 128 @56, where its blocks were twice as large.
   if (transposed) return {2, 3, 2, true};
   if (taps == 5) return {2, 5, 1, false};
-  const int m = tile ? tile : pixels < (stride == 2 ? kStridedPixels : kWinogradPixels) ? 2 : 4;
+  const int m = tile ? tile : small_tile(stride, pixels, channels, weights) ? 2 : 4;
   return {m, 3, (int)stride, false};
 }
 
 // What forward and weight gradient cut alike.
 template <class Job>
 static inline WinogradBlocking tile_blocking(const Job& job, int64_t taps, bool transposed,
-                                             int64_t panel, int tile) {
+                                             int64_t panel, WinogradWeights weights, int tile) {
   const int64_t P = transposed ? ceil_div(job.P, 2) : job.P;
   const int64_t Q = transposed ? ceil_div(job.Q, 2) : job.Q;
   WinogradBlocking b = {};
-  b.form = winograd_form(taps, job.stride_h, job.N * P * Q, transposed, tile);
+  b.form = winograd_form(taps, job.stride_h, job.N * P * Q, job.G * job.K * job.C, weights,
+                         transposed, tile);
   b.rows = tile_axis(P, b.form.m), b.cols = tile_axis(Q, b.form.m);
   const int64_t tiles = min64(kBlockTiles, kBlockPoints / b.form.points());
   b.tile_cols = even_share(b.cols.count(), tiles);
@@ -162,8 +180,9 @@ static inline WinogradBlocking tile_blocking(const Job& job, int64_t taps, bool 
 }
 
 static inline WinogradBlocking winograd_blocking(const TapConv& job, int64_t panel, int64_t threads,
-                                                 int tile) {
-  WinogradBlocking b = tile_blocking(job, job.R, job.transposed, panel, tile);
+                                                 bool kept, int tile) {
+  WinogradBlocking b = tile_blocking(job, job.R, job.transposed, panel,
+                                     kept ? WinogradWeights::kept : WinogradWeights::fresh, tile);
   b.chunk = even_share(job.C, kChunkBytes / (panel * 4));
   b.chunk = min64(ceil_div(b.chunk, b.lanes) * b.lanes, ceil_div(job.C, b.lanes) * b.lanes);
   b.chunks = ceil_div(job.C, b.chunk);
@@ -179,7 +198,8 @@ static inline WinogradBlocking winograd_blocking(const TapConv& job, int64_t pan
 
 static inline WinogradBlocking winograd_grad_blocking(const WeightGrad& job, int64_t panel,
                                                       int tile) {
-  WinogradBlocking b = tile_blocking(job, job.rows.count, false, panel, tile);
+  WinogradBlocking b =
+      tile_blocking(job, job.rows.count, false, panel, WinogradWeights::summed, tile);
   b.chunk = even_share(job.C, kGradChannels);
   b.chunks = ceil_div(job.C, b.chunk);
   b.a_point = odd_lines(panel * b.most_tiles());
