@@ -11,7 +11,7 @@ ROWS = {
     "conv1x1": ((2, 8, 5, 6), (4, 8, 1, 1), {}),
     "depthwise": ((1, 8, 5, 6), (8, 1, 3, 3), {"groups": 8}),
     "winograd": ((1, 12, 5, 6), (16, 12, 3, 3), {"padding": 1}),
-    "direct": ((1, 8, 5, 6), (4, 8, 3, 3), {"padding": 1}),
+    "direct": ((1, 8, 5, 6), (3, 8, 3, 3), {"padding": 1}),
 }
 
 
@@ -129,7 +129,7 @@ def test_refusals_are_words():
         ((1, 1, 5, 6), (4, 1, 3, 3), {}, "depthwise", "single group"),
         ((1, 64, 5, 6), (64, 64, 3, 3), {"stride": 3}, "winograd", "stride"),
         ((1, 64, 9, 9), (64, 64, 5, 5), {"stride": 2}, "winograd", "3x3 only"),
-        ((1, 47, 9, 9), (64, 47, 3, 3), {"stride": 2}, "winograd", "too few channels"),
+        ((1, 23, 9, 9), (64, 23, 3, 3), {"stride": 2}, "winograd", "too few channels"),
         (
             (1, 64, 9, 9),
             (64, 64, 3, 3),
@@ -145,7 +145,7 @@ def test_refusals_are_words():
             "too few products",
         ),
         (
-            (1, 64, 16, 16),
+            (1, 64, 10, 12),
             (64, 64, 3, 3),
             {"stride": 2, "padding": 1, "direction": "input_grad"},
             "winograd",
