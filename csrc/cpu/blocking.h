@@ -114,9 +114,11 @@ static inline Blocking conv_blocking(const TapConv& job, int64_t panel, int64_t 
   Blocking b = {};
   const int64_t taps = max64(job.rows.count * job.cols.count, 1);
   b.planar = planar_slab(job.C, job.xs);
-  // One panel of few outputs reads x once for each chunk: twice as long ones (192 -> 32 @28 74 ->
-  // 67 us).
-  const int64_t chunk_bytes = job.K <= panel ? 2 * kChunkBytes : kChunkBytes;
+  // Longer chunks store sums less often: twice as long for one panel of few outputs (192 -> 32 @28
+  // on Emerald Rapids 74 -> 67 us), and where a pair of panels is read from L2 anyway (1024 -> 256
+  // @14 on Zen 4 955 -> 914 us).
+  const bool longer = job.K <= panel || tile_panels(panel, element) == 2;
+  const int64_t chunk_bytes = longer ? 2 * kChunkBytes : kChunkBytes;
   b.chunk = even_share(job.C, max64(chunk_bytes / (taps * panel * element), 4));
   // About a vector of channels or longer: whole vectors, since transposes pack them.
   const int64_t vector = panel / 2;
