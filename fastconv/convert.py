@@ -96,9 +96,10 @@ def convert(
 
     Every module of the tree becomes a new object: Conv2d, MaxPool2d, AvgPool2d,
     AdaptiveAvgPool2d and Linear (exact types) of fastconv's class, every other of its own class.
-    Parameters, buffers and other attributes are shared with `module`; names, hooks and each layer's training
-    flag are copied; a module that appears twice appears twice. `module` itself, its classes, tree
-    and hooks, is not changed, and a root that is a layer comes back as a new layer.
+    Parameters, buffers and other attributes are shared with `module`; names, hooks and each
+    layer's training flag are copied; a module that appears twice appears twice. `module` itself,
+    its classes, tree and hooks, is not changed, and a root that is a layer comes back as a new
+    layer.
 
     An attribute or hook that refers to modules of the tree, directly, by a list, tuple, dict or
     set, as a bound method, a functools.partial, a weak reference or a hook's handle, refers to the
