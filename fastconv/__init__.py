@@ -13,6 +13,7 @@ from .ops import (
     conv2d,
     convolve2d,
     global_avg_pool2d,
+    linear,
     max_pool2d,
     residual_add,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "cpu_info",
     "explain",
     "global_avg_pool2d",
+    "linear",
     "max_pool2d",
     "models",
     "nn",

@@ -28,6 +28,7 @@ _REPLACEMENTS = {
     torch.nn.MaxPool2d: nn.MaxPool2d,
     torch.nn.AvgPool2d: nn.AvgPool2d,
     torch.nn.AdaptiveAvgPool2d: nn.AdaptiveAvgPool2d,
+    torch.nn.Linear: nn.Linear,
 }
 
 # Layers of the same families that a user may expect to be replaced.
@@ -43,6 +44,7 @@ _RELATED = (
     pooling.AvgPool3d,
     pooling.FractionalMaxPool2d,
     pooling.FractionalMaxPool3d,
+    torch.nn.Linear,
 )
 
 # torch's modules whose forward is tied to the very objects they wrap.
@@ -92,11 +94,12 @@ def convert(
 ) -> torch.nn.Module | tuple[torch.nn.Module, Report]:
     """A new model with fastconv's layers in place of torch.nn's, over the same parameters.
 
-    Every module of the tree becomes a new object: Conv2d, MaxPool2d, AvgPool2d and
-    AdaptiveAvgPool2d (exact types) of fastconv's class, every other of its own class. Parameters,
-    buffers and other attributes are shared with `module`; names, hooks and each layer's training
-    flag are copied; a module that appears twice appears twice. `module` itself, its classes, tree
-    and hooks, is not changed, and a root that is a layer comes back as a new layer.
+    Every module of the tree becomes a new object: Conv2d, MaxPool2d, AvgPool2d,
+    AdaptiveAvgPool2d and Linear (exact types) of fastconv's class, every other of its own class.
+    Parameters, buffers and other attributes are shared with `module`; names, hooks and each
+    layer's training flag are copied; a module that appears twice appears twice. `module` itself,
+    its classes, tree and hooks, is not changed, and a root that is a layer comes back as a new
+    layer.
 
     An attribute or hook that refers to modules of the tree, directly, by a list, tuple, dict or
     set, as a bound method, a functools.partial, a weak reference or a hook's handle, refers to the

@@ -63,9 +63,10 @@ def compare_exactly(case, dtype, layout):
 @pytest.mark.parametrize("operands", range(1, 7))
 def test_every_register_tile(operands, dtype, isa):
     """As many pixels, and as many (c, r, s) of the weight gradient, as a tile has operands; one,
-    two and four vectors of 16, 32 or 64 bytes."""
+    two and four vectors of 16, 32 or 64 bytes. Two taps, as few pixels of one have tiles of their
+    own."""
     for channels in (2, 4, 8, 16, 40, 70):
-        case = (1, operands, 1, operands, channels, 1, 1, (1, 1), (0, 0), (1, 1), 1)
+        case = (1, operands, 1, operands + 1, channels, 1, 2, (1, 1), (0, 0), (1, 1), 1)
         compare_exactly(case, dtype, "channels_last")
         case = (1, 1, 1, 2 * operands - 1, channels, 1, operands, (1, 1), (0, 0), (1, 1), 1)
         compare_exactly(case, dtype, "channels_last")
@@ -86,10 +87,11 @@ def test_every_row_tile_of_a_1x1s_weight_gradient(operands, layout, dtype, isa):
 @pytest.mark.parametrize("vectors", range(1, 5))
 @pytest.mark.parametrize("operands", range(1, 7))
 def test_every_row_tile(operands, vectors, dtype, isa):
-    """As many output channels as a tile has operands; pixels of vectors of 16, 32 or 64 bytes."""
+    """As many output channels as a tile has operands; pixels of vectors of 16, 32 or 64 bytes. Two
+    taps, as few pixels of one have tiles of their own."""
     for size in (16, 32, 64):
         pixels = vectors * size // dtype.itemsize
-        case = (1, 3, 1, pixels, operands, 1, 1, (1, 1), (0, 0), (1, 1), 1)
+        case = (1, 3, 1, pixels + 1, operands, 1, 2, (1, 1), (0, 0), (1, 1), 1)
         compare_exactly(case, dtype, "nchw")
 
 

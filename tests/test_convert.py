@@ -169,7 +169,7 @@ def patched():
 )
 def test_what_is_left_is_reported(make, reason):
     layer = make()
-    model = nn.Sequential(nn.ReLU(), layer, nn.Linear(3, 3), nn.BatchNorm2d(4))
+    model = nn.Sequential(nn.ReLU(), layer, nn.Bilinear(3, 3, 3), nn.BatchNorm2d(4))
     new, report = convert(model, return_report=True)
     assert type(new[1]) is type(layer)
     assert report.converted == []

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, prune
 import fastconv.nn as fnn
 from fastconv.testing import torch_layers
 
-NAMES = ("Conv2d", "MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d")
+NAMES = ("Conv2d", "MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d", "Linear")
 
 
 def close(actual, expected):

@@ -6,9 +6,9 @@
 
 namespace fastconv {
 
-static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static constexpr int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static constexpr int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 // The largest even share of n in pieces of at most `most`.
 static inline int64_t even_share(int64_t n, int64_t most) {
   return n <= 0 ? 1 : ceil_div(n, ceil_div(n, max64(most, 1)));
@@ -78,11 +78,45 @@ static inline bool along_rows(const TapConv& job, int64_t lanes) {
           (taps <= 1 && (job.C <= kRowInputs || job.K <= kRowOutputs) && filled > 0.9));
 }
 
-constexpr int64_t kRowBytes = 384 * 1024;      // of a block's inputs and sums, in L2
-constexpr int64_t kRowChunkBytes = 32 * 1024;  // inputs of a tile of one chunk
 // Terms of a partial sum: with all in one, random 7x7 problems erred up to 1.5 times what is
 // allowed.
 constexpr int64_t kRowDepth = 256;
+
+// Whether the weights of a 1x1 are read once where they lie (conv_dots.inl), rather than transposed
+// into panels for this call, which pays for more pixels: the shorter the sums, the fewer, as the
+// lanes of each are added at its end. Zen 4, panels -> dots in us: 64 -> 256 of 12 pixels 11.5 ->
+// 12.7, of 16 12.1 -> 18.3; 512 -> 512 of 16 128 -> 106, of 24 165 -> 145; 9216 -> 4096 of 24
+// 120000 -> 66000.
+constexpr int64_t kFewPixels = 24;
+constexpr int64_t kDotDepth = 1024;        // of a partial sum, over all lanes of a vector
+constexpr int64_t kAxpyBytes = 16 * 1024;  // of sums along output channels, in L1
+
+static inline bool few_pixels(const TapConv& job) {
+  if (job.rows.count != 1 || job.cols.count != 1) return false;
+  if (job.ws[1] != 1 && job.ws[2] != 1) return false;
+  return job.N * job.P * job.Q <= (job.C <= 512 ? kFewPixels / 2 : kFewPixels);
+}
+
+static inline Blocking few_blocking(const TapConv& job, int64_t panel, int64_t element,
+                                    int64_t threads) {
+  Blocking b = {};
+  b.few = true;
+  b.rows = job.P, b.cols = job.Q;
+  b.row_blocks = b.col_blocks = 1;
+  b.chunk = job.ws[2] == 1 ? kDotDepth : kRowDepth;
+  b.chunk_blocks = ceil_div(job.C, b.chunk);
+  const int64_t panels = ceil_div(job.K, panel);
+  b.panels = task_panels(panels, job.N * job.G, threads, 1);
+  if (job.ws[2] != 1)
+    b.panels =
+        even_share(panels, min64(b.panels, kAxpyBytes / (b.rows * b.cols * panel * element)));
+  b.panel_blocks = ceil_div(panels, b.panels);
+  b.tasks = job.N * job.G * b.panel_blocks;
+  return b;
+}
+
+constexpr int64_t kRowBytes = 384 * 1024;      // of a block's inputs and sums, in L2
+constexpr int64_t kRowChunkBytes = 32 * 1024;  // inputs of a tile of one chunk
 
 static inline Blocking row_blocking(const TapConv& job, int64_t lanes, int64_t element,
                                     int64_t threads) {
@@ -108,8 +142,10 @@ static inline Blocking row_blocking(const TapConv& job, int64_t lanes, int64_t e
   return b;
 }
 
+// `packed`: its weights have been packed before.
 static inline Blocking conv_blocking(const TapConv& job, int64_t panel, int64_t element,
-                                     int64_t threads) {
+                                     int64_t threads, bool packed) {
+  if (!packed && few_pixels(job)) return few_blocking(job, panel, element, threads);
   if (along_rows(job, panel / 2)) return row_blocking(job, panel / 2, element, threads);
   Blocking b = {};
   const int64_t taps = max64(job.rows.count * job.cols.count, 1);

@@ -143,6 +143,24 @@ inline void store_tiles(const TapConv& job, const Slab<Compute<S>>& slab, int64_
   mark_tiles<T>(ran, Tiles::forward, V);
 }
 
+// What a block reads of x: where it lies if it can be, else a copy in `scratch`.
+template <class S>
+inline Slab<Compute<S>> block_slab(const TapConv& job, const Blocking& b, const ConvBlock& at,
+                                   Compute<S>* scratch, const S* x_end) {
+  typedef Compute<S> T;
+  const int64_t rows = slab_rows(at.rows, job.stride_h, job.rows);
+  const int64_t cols = slab_rows(at.cols, job.stride_w, job.cols);
+  const int64_t row0 = at.p0 * job.stride_h + job.rows.offset;
+  const int64_t col0 = at.q0 * job.stride_w + job.cols.offset;
+  const S* x = (const S*)job.x + at.n * job.xs[0] + at.g * job.C * job.xs[1];
+  const bool inside = row0 >= 0 && row0 + rows <= job.H && col0 >= 0 && col0 + cols <= job.W;
+  if (sizeof(S) == sizeof(T) && inside && job.xs[1] == 1)
+    return {(T*)x + row0 * job.xs[2] + col0 * job.xs[3], 1, job.xs[2], job.xs[3]};
+  const Slab<T> slab = make_slab(scratch, job.C, rows, cols, b.planar);
+  fill_slab<S>(slab, x, job.xs, job.C, job.H, job.W, row0, rows, col0, cols, x_end);
+  return slab;
+}
+
 // A task: (image, group, row block, column block, range of panels), panels fastest, so that
 // consecutive tasks of a thread share a slab.
 template <class S>
@@ -159,22 +177,11 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
   Slab<T> slab = {};
   int64_t filled = -1;
   for (int64_t task = begin; task < end; ++task) {
-    const auto [block, first, n, g, p0, q0, rows, cols] = conv_block(job, b, task);
+    const ConvBlock at_block = conv_block(job, b, task);
+    const auto [block, first, n, g, p0, q0, rows, cols] = at_block;
     if (rows <= 0 || cols <= 0) continue;
     if (block != filled && taps) {
-      const int64_t slab_h = slab_rows(rows, job.stride_h, job.rows);
-      const int64_t slab_w = slab_rows(cols, job.stride_w, job.cols);
-      const int64_t row0 = p0 * job.stride_h + job.rows.offset;
-      const int64_t col0 = q0 * job.stride_w + job.cols.offset;
-      const S* x = (const S*)job.x + n * job.xs[0] + g * job.C * job.xs[1];
-      const bool inside =
-          row0 >= 0 && row0 + slab_h <= job.H && col0 >= 0 && col0 + slab_w <= job.W;
-      if (sizeof(S) == sizeof(T) && inside && job.xs[1] == 1) {  // read where it lies
-        slab = {(T*)x + row0 * job.xs[2] + col0 * job.xs[3], 1, job.xs[2], job.xs[3]};
-      } else {
-        slab = make_slab((T*)scratch, job.C, slab_h, slab_w, b.planar);
-        fill_slab<S>(slab, x, job.xs, job.C, job.H, job.W, row0, slab_h, col0, slab_w, x_end);
-      }
+      slab = block_slab<S>(job, b, at_block, (T*)scratch, x_end);
       filled = block;
     }
     const int64_t last = min64(first + b.panels, panels), panel_size = taps * job.C * L;

@@ -20,30 +20,32 @@ double flops(const TapConv& job) {
 
 // A 1x1 without padding reads only the pixels it writes: the stride becomes the view's, and dense
 // images become one row, of the whole batch where that is dense too. `operands` are the strides of
-// everything that the job walks, its input first.
+// everything that the job walks, its input first. An axis of size 1 has any stride, and ends
+// nothing: images of one pixel are a row, whatever lies between them.
 template <class Job>
-void fold_pixels(Job& job, std::initializer_list<const int64_t*> operands) {
+void fold_pixels(Job& job, std::initializer_list<int64_t*> operands) {
   job.xs[2] *= job.stride_h, job.xs[3] *= job.stride_w;
   job.stride_h = job.stride_w = 1;
   job.H = job.P, job.W = job.Q;
-  auto continues = [&](int outer, int64_t pixels) {
+  auto joined = [&](int axis, int64_t count) {  // to the row
     for (const int64_t* s : operands)
-      if (s[outer] != pixels * s[3]) return false;
+      if (count > 1 && job.Q > 1 && s[axis] != job.Q * s[3]) return false;
+    for (int64_t* s : operands)
+      if (job.Q == 1) s[3] = s[axis];
+    job.W = job.Q *= count;
     return true;
   };
-  if (!continues(2, job.Q)) return;
-  job.W = job.Q = job.P * job.Q;
+  if (!joined(2, job.P)) return;
   job.H = job.P = 1;
-  if (!continues(0, job.Q)) return;
-  job.W = job.Q = job.N * job.Q;
-  job.N = 1;
+  if (joined(0, job.N)) job.N = 1;
 }
 
-Blocking direct_blocking(const TapConv& job) {
+// `packed`: of a job whose weights are packed before it runs.
+Blocking direct_blocking(const TapConv& job, bool packed) {
   const KernelTable& kernels = cpu_kernels();
   const bool f64 = job.dtype == DType::f64;
   return conv_blocking(job, f64 ? kernels.panel_f64 : kernels.panel_f32, f64 ? 8 : 4,
-                       torch::stable::get_num_threads());
+                       torch::stable::get_num_threads(), packed);
 }
 
 std::atomic<int> winograd_tile{0};  // set_winograd_tile's
@@ -67,7 +69,7 @@ void pack_direct(const TapConv& job, const Blocking& b, void* packed) {
 
 void run_direct(const TapConv& job, const void* packed) {
   const KernelTable& kernels = cpu_kernels();
-  const Blocking b = direct_blocking(job);
+  const Blocking b = direct_blocking(job, packed);
   if (b.packed && !packed) {
     const int64_t element = job.dtype == DType::f64 ? 8 : 4;
     void* shared = scratch(Slot::shared, kernels.conv_packed_size(job, b) * element + 64);
@@ -166,7 +168,7 @@ Packing conv_packing(const TapConv& given, const PlanRow& row) {
           lanes * b.chunks * b.u_chunk};
     }
     default: {
-      const Blocking b = direct_blocking(job);
+      const Blocking b = direct_blocking(job, true);
       const int64_t chunk = b.along_rows ? 0 : b.chunk;
       return {{algorithm, lanes, chunk, 0, 0, job.G, job.K, job.C, job.R, job.S},
               cpu_kernels().conv_packed_size(job, b)};
@@ -179,7 +181,7 @@ void conv_pack(const TapConv& given, const PlanRow& row, void* packed) {
   if (row.algorithm == Algorithm::winograd)
     pack_winograd(job, winograd_blocking(job, true), (float*)packed);
   else
-    pack_direct(job, direct_blocking(job), packed);
+    pack_direct(job, direct_blocking(job, true), packed);
 }
 
 void conv_run(const TapConv& given, const PlanRow& row, Direction direction, const void* packed) {

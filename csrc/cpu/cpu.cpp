@@ -78,6 +78,14 @@ std::vector<std::pair<std::string, bool>> cpu_tiles() {
                                  " row tile " + std::to_string(bit % 8 + 1) + " of " +
                                  std::to_string(bit / 8 + 1) + " vectors",
                              isa.table->row_tiles_ran[f64] >> bit & 1);
+  for (const Isa& isa : isas())
+    for (bool dots : {true, false})
+      for (int bit = 0; bit < 32; ++bit)
+        if (bit % 16 < kTileOperands)
+          tiles.emplace_back(
+              std::string(isa.table->isa) + (bit < 16 ? " float32 " : " float64 ") +
+                  (dots ? "dot" : "axpy") + " tile " + std::to_string(bit % 16 + 1),
+              *(dots ? isa.table->dot_tiles_ran : isa.table->axpy_tiles_ran) >> bit & 1);
   return tiles;
 }
 

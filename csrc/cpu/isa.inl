@@ -14,6 +14,9 @@
 #include "store.inl"
 #include "conv_direct.inl"
 #include "conv_rows.inl"
+#include "conv_dots.inl"
+#include "conv_axpy.inl"
+#include "conv_few.inl"
 #include "winograd_tile.inl"
 #include "conv_winograd.inl"
 #include "weight_grad.inl"
@@ -61,6 +64,9 @@ static void pack(const TapConv& j, const Blocking& b, void* to, int64_t begin, i
   FASTCONV_BY_DTYPE(j.dtype, conv_pack<S>(j, b, to, begin, end))
 }
 static int64_t scratch(const TapConv& j, const Blocking& b) {
+  if (b.few) {
+    FASTCONV_BY_DTYPE(j.dtype, few_scratch<Compute<S>>(j, b).total)
+  }
   if (b.along_rows) {
     FASTCONV_BY_DTYPE(j.dtype, row_scratch<Compute<S>>(j, b).total)
   }
@@ -68,6 +74,9 @@ static int64_t scratch(const TapConv& j, const Blocking& b) {
 }
 static void run(const TapConv& j, const Blocking& b, const void* packed, void* scratch,
                 int64_t begin, int64_t end) {
+  if (b.few) {
+    FASTCONV_BY_DTYPE(j.dtype, few_run<S>(j, b, scratch, begin, end))
+  }
   if (b.along_rows) {
     FASTCONV_BY_DTYPE(j.dtype, row_run<S>(j, b, packed, scratch, begin, end))
   }
@@ -169,17 +178,40 @@ namespace fastconv {
 
 extern const KernelTable FASTCONV_TABLE;
 const KernelTable FASTCONV_TABLE = {
-    FASTCONV_ISA_NAME,         FASTCONV_NS::kPanel<float>, FASTCONV_NS::kPanel<double>,
-    FASTCONV_NS::packed_size,  FASTCONV_NS::pack,          FASTCONV_NS::scratch,
-    FASTCONV_NS::run,          FASTCONV_NS::wino_scratch,  FASTCONV_NS::wino_pack,
-    FASTCONV_NS::wino_inputs,  FASTCONV_NS::wino_run,      FASTCONV_NS::winog_scratch,
-    FASTCONV_NS::winog_inputs, FASTCONV_NS::winog_run,     FASTCONV_NS::dw_scratch,
-    FASTCONV_NS::dw_run,       FASTCONV_NS::wg_scratch,    FASTCONV_NS::wg_run,
-    FASTCONV_NS::dwg_scratch,  FASTCONV_NS::dwg_run,       FASTCONV_NS::bg_run,
-    FASTCONV_NS::tiles_ran,    FASTCONV_NS::row_tiles_ran, FASTCONV_NS::kPairs,
-    FASTCONV_NS::fma_peak,     FASTCONV_NS::pl_scratch,    FASTCONV_NS::mp_run,
-    FASTCONV_NS::mpg_run,      FASTCONV_NS::gather_run,    FASTCONV_NS::ap_run,
-    FASTCONV_NS::apg_run,      FASTCONV_NS::pr_run,
+    FASTCONV_ISA_NAME,
+    FASTCONV_NS::kPanel<float>,
+    FASTCONV_NS::kPanel<double>,
+    FASTCONV_NS::packed_size,
+    FASTCONV_NS::pack,
+    FASTCONV_NS::scratch,
+    FASTCONV_NS::run,
+    FASTCONV_NS::wino_scratch,
+    FASTCONV_NS::wino_pack,
+    FASTCONV_NS::wino_inputs,
+    FASTCONV_NS::wino_run,
+    FASTCONV_NS::winog_scratch,
+    FASTCONV_NS::winog_inputs,
+    FASTCONV_NS::winog_run,
+    FASTCONV_NS::dw_scratch,
+    FASTCONV_NS::dw_run,
+    FASTCONV_NS::wg_scratch,
+    FASTCONV_NS::wg_run,
+    FASTCONV_NS::dwg_scratch,
+    FASTCONV_NS::dwg_run,
+    FASTCONV_NS::bg_run,
+    FASTCONV_NS::tiles_ran,
+    FASTCONV_NS::row_tiles_ran,
+    &FASTCONV_NS::dot_tiles_ran,
+    &FASTCONV_NS::axpy_tiles_ran,
+    FASTCONV_NS::kPairs,
+    FASTCONV_NS::fma_peak,
+    FASTCONV_NS::pl_scratch,
+    FASTCONV_NS::mp_run,
+    FASTCONV_NS::mpg_run,
+    FASTCONV_NS::gather_run,
+    FASTCONV_NS::ap_run,
+    FASTCONV_NS::apg_run,
+    FASTCONV_NS::pr_run,
 };
 
 }  // namespace fastconv

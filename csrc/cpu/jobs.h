@@ -59,6 +59,7 @@ struct Blocking {
   bool packed;        // forward: weights are packed before, else chunk by chunk in the loop
   bool planar;        // slab layout: [c][row][col], else [row][col][c]
   bool along_inputs;  // weight gradient of one tap: vectors run along c (weight_grad_1x1.inl)
+  bool few;           // forward of few pixels: weights are read once, where they lie (conv_few.inl)
   bool along_rows;    // vectors run along pixels (conv_rows.inl), and panels are kTileOperands wide
 };
 
@@ -115,6 +116,8 @@ struct KernelTable {
 
   const uint32_t (*tiles_ran)[3];  // see tile.inl: by kind, of 1, 2 and 4 vectors
   const uint32_t* row_tiles_ran;   // see conv_rows.inl: in float and double
+  const uint32_t* dot_tiles_ran;   // see conv_dots.inl
+  const uint32_t* axpy_tiles_ran;  // see conv_axpy.inl
   bool pairs;
   double (*fma_peak)(int64_t iterations);  // FLOPs done, for calibration
 

@@ -162,6 +162,24 @@ FASTCONV_INLINE void transpose(Vec<T> (&rows)[kW<T>]) {
   }
 }
 
+// The sum of each row's lanes: a transpose whose halves are added as they are interleaved.
+template <class T>
+FASTCONV_INLINE Vec<T> sum_lanes(const Vec<T>* rows) {
+  constexpr int W = kW<T>;
+  Vec<T> sums[W];
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) sums[i] = rows[i];
+#pragma GCC unroll 4
+  for (int n = W / 2; n > 0; n /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) {
+      Vec<T> lo, hi;
+      interleave<T>(sums[i], sums[i + n], lo, hi);
+      sums[i] = lo + hi;
+    }
+  return sums[0];
+}
+
 // exp(x) for float vectors: 2^n * 2^f, |f| <= 1/2, degree-7 polynomial of 2^f's Taylor series in
 // f ln 2, whose remainder is 5e-9. Arguments are clamped where float exp is 0 or inf.
 FASTCONV_INLINE Vec<float> exp_approx(Vec<float> x) {

@@ -43,12 +43,12 @@ class AlexNet(nn.Module):
         self.avgpool = namespace.AdaptiveAvgPool2d((6, 6))
         self.classifier = nn.Sequential(
             nn.Dropout(p=dropout),
-            nn.Linear(256 * 6 * 6, 4096),
+            namespace.Linear(256 * 6 * 6, 4096),
             nn.ReLU(inplace=True),
             nn.Dropout(p=dropout),
-            nn.Linear(4096, 4096),
+            namespace.Linear(4096, 4096),
             nn.ReLU(inplace=True),
-            nn.Linear(4096, num_classes),
+            namespace.Linear(4096, num_classes),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -47,9 +47,9 @@ def classic_cnn(
     modules.append(nn.Flatten())
     features = channels * height * width
     for out_features in hidden:
-        modules += [nn.Linear(features, out_features), nn.ReLU()]
+        modules += [layers.Linear(features, out_features), nn.ReLU()]
         features = out_features
-    modules.append(nn.Linear(features, classes))
+    modules.append(layers.Linear(features, classes))
     model = nn.Sequential(*modules)
     for module in model[:-1]:
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -87,8 +87,8 @@ class InceptionAux(nn.Module):
         super().__init__()
         self.avgpool = namespace.AdaptiveAvgPool2d((4, 4))
         self.conv = BasicConv2d(in_channels, 128, kernel_size=1, namespace=namespace)
-        self.fc1 = nn.Linear(2048, 1024)
-        self.fc2 = nn.Linear(1024, num_classes)
+        self.fc1 = namespace.Linear(2048, 1024)
+        self.fc2 = namespace.Linear(1024, num_classes)
         self.dropout = nn.Dropout(p=dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ class GoogLeNet(nn.Module):
             self.aux2 = InceptionAux(528, num_classes, dropout_aux, namespace=namespace)
         self.avgpool = namespace.AdaptiveAvgPool2d((1, 1))
         self.dropout = nn.Dropout(p=dropout)
-        self.fc = nn.Linear(1024, num_classes)
+        self.fc = namespace.Linear(1024, num_classes)
         if init_weights is None or init_weights:
             self._init_weights()
 

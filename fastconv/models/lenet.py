@@ -24,11 +24,11 @@ def lenet(num_classes: int = 10, *, layers=fastconv_nn) -> nn.Sequential:
         nn.Sigmoid(),
         layers.AvgPool2d(2, 2),
         nn.Flatten(),
-        nn.Linear(400, 120),
+        layers.Linear(400, 120),
         nn.Sigmoid(),
-        nn.Linear(120, 84),
+        layers.Linear(120, 84),
         nn.Sigmoid(),
-        nn.Linear(84, num_classes),
+        layers.Linear(84, num_classes),
     )
     for module in model:
         if isinstance(module, nn.Conv2d | nn.Linear):

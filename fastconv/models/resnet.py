@@ -179,7 +179,7 @@ class ResNet(nn.Module):
         self.layer3 = self._make_layer(namespace, block, 256, layers[2], 2, dilate[1])
         self.layer4 = self._make_layer(namespace, block, 512, layers[3], 2, dilate[2])
         self.avgpool = namespace.AdaptiveAvgPool2d((1, 1))
-        self.fc = nn.Linear(512 * block.expansion, num_classes)
+        self.fc = namespace.Linear(512 * block.expansion, num_classes)
         self._init_weights(zero_init_residual)
 
     def _init_weights(self, zero_init_residual: bool) -> None:

@@ -44,13 +44,13 @@ class VGG(nn.Module):
         self.features = features
         self.avgpool = namespace.AdaptiveAvgPool2d((7, 7))
         self.classifier = nn.Sequential(
-            nn.Linear(512 * 7 * 7, 4096),
+            namespace.Linear(512 * 7 * 7, 4096),
             nn.ReLU(True),
             nn.Dropout(p=dropout),
-            nn.Linear(4096, 4096),
+            namespace.Linear(4096, 4096),
             nn.ReLU(True),
             nn.Dropout(p=dropout),
-            nn.Linear(4096, num_classes),
+            namespace.Linear(4096, num_classes),
         )
         if init_weights:
             self._init_weights()

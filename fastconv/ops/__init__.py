@@ -1,7 +1,7 @@
 """The ops' Python faces, one file each."""
 
 from .add import residual_add
-from .conv import conv1x1, conv2d, convolve2d
+from .conv import conv1x1, conv2d, convolve2d, linear
 from .pool import adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, max_pool2d
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "conv2d",
     "convolve2d",
     "global_avg_pool2d",
+    "linear",
     "max_pool2d",
     "residual_add",
 ]

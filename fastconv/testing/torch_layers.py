@@ -14,6 +14,7 @@ __all__ = [
     "AvgPool2d",
     "Conv2d",
     "GlobalAvgPool2d",
+    "Linear",
     "MaxPool2d",
     "ResidualAdd",
 ]
@@ -23,6 +24,20 @@ _ACTIVATE = {None: lambda x: x, "relu": torch.relu, "sigmoid": torch.sigmoid}
 
 class Conv2d(torch.nn.Conv2d):
     """torch.nn.Conv2d, then the residual and the activation as operations of their own."""
+
+    def __init__(self, *arguments, activation: str | None = None, **options) -> None:
+        super().__init__(*arguments, **options)
+        self.activation = activation
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        output = super().forward(input)
+        if residual is not None:
+            output = output + residual
+        return _ACTIVATE[self.activation](output)
+
+
+class Linear(torch.nn.Linear):
+    """torch.nn.Linear, then the residual and the activation as operations of their own."""
 
     def __init__(self, *arguments, activation: str | None = None, **options) -> None:
         super().__init__(*arguments, **options)

@@ -1,0 +1,75 @@
+// A 1x1 of few pixels: the tasks of conv_dots.inl and conv_axpy.inl.
+namespace fastconv::FASTCONV_NS {
+
+struct FewScratch {
+  int64_t slab, acc, partial, total;  // byte offsets
+};
+
+// Sums are [panel][pixel][kPanel]; the last tile of pixels may hold more than there are.
+template <class T>
+inline FewScratch few_scratch(const TapConv& job, const Blocking& b) {
+  FewScratch s;
+  const int64_t rows = slab_rows(b.rows, job.stride_h, job.rows);
+  const int64_t cols = slab_rows(b.cols, job.stride_w, job.cols);
+  s.slab = 0;
+  s.acc = align64(slab_elements(job.C, rows, cols, sizeof(T)) * sizeof(T));
+  const int64_t panel = (b.rows * b.cols + kTile) * kPanel<T> * (int64_t)sizeof(T);
+  const bool dots = job.ws[2] == 1;
+  s.partial = s.acc + (dots ? 1 : b.panels) * panel;
+  s.total = s.partial + (dots ? 0 : b.panels * panel);
+  return s;
+}
+
+// Tasks as in conv_run.
+template <class S, int J>
+inline void few_run(const TapConv& job, const Blocking& b, void* scratch, int64_t begin,
+                    int64_t end) {
+  typedef Compute<S> T;
+  constexpr int R = kDotRows<T, J>, L = kPanel<T>;
+  const bool dots = job.ws[2] == 1;
+  const FewScratch in = few_scratch<T>(job, b);
+  T *acc = (T*)((char*)scratch + in.acc), *partial = (T*)((char*)scratch + in.partial);
+  const S* x_end = input_end<S>(job);
+  const int64_t tap = job.rows.index * job.ws[3] + job.cols.index * job.ws[4];
+  const int64_t pixels = b.rows * b.cols, pitch = ceil_div(pixels, J) * J * L;
+  Slab<T> slab = {};
+  int64_t filled = -1;
+  const T* x[kFewPixels];
+  for (int64_t task = begin; task < end; ++task) {
+    const ConvBlock at = conv_block(job, b, task);
+    if (at.block != filled) {
+      slab = block_slab<S>(job, b, at, (T*)scratch, x_end);
+      for (int64_t m = 0; m < pixels; ++m)
+        x[m] = slab.data + m / b.cols * job.stride_h * slab.h + m % b.cols * job.stride_w * slab.w;
+      filled = at.block;
+    }
+    const int64_t last = min64((at.panel + b.panels) * L, job.K);
+    for (int64_t k = at.panel * L, lanes; k < last; k += lanes) {
+      lanes = min64(dots ? L / R * R : b.panels * L, last - k);
+      const S* w = (const S*)job.w + at.g * job.ws[0] + k * job.ws[1] + tap;
+      if (dots)
+        dot_panel<S, J>(job, b, w, lanes, x, pixels, acc);
+      else
+        axpy_block<S, J>(job, b, w, lanes, x, pixels, acc, partial, pitch);
+      for (int64_t i = 0; i < lanes; i += L)
+        store_panel<S>(channel_store<S>(job, at.n, at.g, k + i, min64(L, lanes - i)),
+                       acc + i / L * pitch, 0, 0, b.rows, b.cols);
+    }
+  }
+}
+
+template <class S>
+inline void few_run(const TapConv& job, const Blocking& b, void* scratch, int64_t begin,
+                    int64_t end) {
+  const int64_t pixels = b.rows * b.cols;
+  switch (ceil_div(pixels, ceil_div(pixels, kTile))) {  // even tiles
+    case 1: return few_run<S, 1>(job, b, scratch, begin, end);
+    case 2: return few_run<S, 2>(job, b, scratch, begin, end);
+    case 3: return few_run<S, 3>(job, b, scratch, begin, end);
+    case 4: return few_run<S, 4>(job, b, scratch, begin, end);
+    case 5: return few_run<S, 5>(job, b, scratch, begin, end);
+    default: return few_run<S, 6>(job, b, scratch, begin, end);
+  }
+}
+
+}  // namespace fastconv::FASTCONV_NS
