@@ -184,14 +184,14 @@ FASTCONV_INLINE void avg_strip(const PoolJob& j, const AvgPlane<Compute<S>>& a, 
   const int64_t x_row = j.x.stride[2], y_row = j.y.stride[2], count = j.p.rows.out;
   const S* x = at<S>(j.x, n, c, 0, strip.column);
   S* y = at<S>(j.y, n, c, 0, strip.q);
-  int64_t counted = -1;  // rows
-  Divisor<T> even = {};
+  const double given = j.p.divisor;
+  const auto whole = Divisor<T>::make(given ? given : a.even * K);
   for (int64_t p = 0; p < count; ++p, y += y_row) {
-    const Range h = window_of(rows, p);
-    if (const int64_t now = count_of(j.p, rows, p); now != counted) {
-      counted = now;
-      even = Divisor<T>::make(j.p.divisor ? j.p.divisor : a.even * (double)counted);
-    }
+    const int64_t top = p * 2 - rows.pad;
+    const bool inside = top >= 0 && top + K <= rows.in;
+    const Range h = inside ? Range{top, top + K} : window_of(rows, p);
+    const int64_t counted = inside ? K : count_of(j.p, rows, p);
+    const auto even = inside ? whole : Divisor<T>::make(given ? given : a.even * (double)counted);
     const S* from = x + h.first * x_row;
     StripRow<T> sum = strip.template read<K>(from);
     auto add = [&](int64_t r) __attribute__((always_inline)) {
@@ -199,7 +199,7 @@ FASTCONV_INLINE void avg_strip(const PoolJob& j, const AvgPlane<Compute<S>>& a, 
       sum.low += row.low, sum.high += row.high;
       if (K == 3) sum.next += row.next;
     };
-    if (h.last - h.first == K)
+    if (inside)
       for (int r = 1; r < K; ++r) add(r);
     else
       for (int64_t r = 1; r < h.last - h.first; ++r) add(r);
