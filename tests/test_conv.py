@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-
 import pytest
 import torch
 import torch.nn.functional as F
 from conv_cases import CASES, DTYPES, LAYOUTS, gradients, make, values
+from guarded import guarded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -105,18 +103,6 @@ def test_weights_of_every_layout(case, layout, isa):
     ours = gradients(fastconv.conv2d, x, LAYOUTS[layout](w), b, window, dy)
     for mine, true in zip(ours, truth, strict=True):
         assert torch.equal(mine, true)
-
-
-def guarded(t):
-    """A copy of the tensor, of its strides, whose last byte is followed by a forbidden page."""
-    size = (sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + 1) * t.itemsize
-    page = mmap.PAGESIZE
-    whole = -(-size // page) * page
-    memory = mmap.mmap(-1, whole + page)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + whole), page, 0) == 0
-    flat = torch.frombuffer(memory, dtype=t.dtype, count=size // t.itemsize, offset=whole - size)
-    return flat.as_strided(t.shape, t.stride()).copy_(t)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

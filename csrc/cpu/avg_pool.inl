@@ -174,11 +174,66 @@ inline void avg_plane(const PoolJob& j, const AvgPlane<Compute<S>>& a, int64_t n
   }
 }
 
+// A strip of W windows of a plane, walked down: the rows of a window are added first.
+template <class S, int K>
+FASTCONV_INLINE void avg_strip(const PoolJob& j, const AvgPlane<Compute<S>>& a, const Strip<S>& of,
+                               int64_t n, int64_t c) {
+  typedef Compute<S> T;
+  const Strip<S> strip = of;  // in registers
+  const PoolAxis rows = j.p.rows;
+  const int64_t x_row = j.x.stride[2], y_row = j.y.stride[2], count = j.p.rows.out;
+  const S* x = at<S>(j.x, n, c, 0, strip.column);
+  S* y = at<S>(j.y, n, c, 0, strip.q);
+  const double given = j.p.divisor;
+  const auto whole = Divisor<T>::make(given ? given : a.even * K);
+  for (int64_t p = 0; p < count; ++p, y += y_row) {
+    const int64_t top = p * 2 - rows.pad;
+    const bool inside = top >= 0 && top + K <= rows.in;
+    const Range h = inside ? Range{top, top + K} : window_of(rows, p);
+    const int64_t counted = inside ? K : count_of(j.p, rows, p);
+    const auto even = inside ? whole : Divisor<T>::make(given ? given : a.even * (double)counted);
+    const S* from = x + h.first * x_row;
+    StripRow<T> sum = strip.template read<K>(from);
+    auto add = [&](int64_t r) __attribute__((always_inline)) {
+      const StripRow<T> row = strip.template read<K>(from + r * x_row);
+      sum.low += row.low, sum.high += row.high;
+      if (K == 3) sum.next += row.next;
+    };
+    if (inside)
+      for (int r = 1; r < K; ++r) add(r);
+    else
+      for (int64_t r = 1; r < h.last - h.first; ++r) add(r);
+    Vec<T> tap[K];
+    sum.taps(tap);
+    Vec<T> total = tap[0] + tap[1];
+    if constexpr (K == 3) total += tap[2];
+    if (even.inverse != 0)
+      total *= even.inverse;
+    else
+      total /= a.divisor(j.p, (T)counted, strip.q);
+    store_lanes<S>(y, total, strip.windows, 1);
+  }
+}
+
+template <class S, int K>
+inline void avg_strips(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
+  typedef Compute<S> T;
+  AvgPlane<T> plane = AvgPlane<T>::make(j.p, scratch);
+  plane.prepare(j.p);
+  const Strips<S> strips(j.p.cols, 0, (char*)scratch + align64(plane.total));
+  for (int64_t t = begin; t < end; ++t)
+    for (const Strip<S>& s : strips) avg_strip<S, K>(j, plane, s, t / j.p.C, t % j.p.C);
+}
+
 template <class S>
 inline void avg_pool_run(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
   if (pool_channels(j)) {
     for (int64_t t = begin; t < end; ++t) avg_channels<S>(j, t / j.p.rows.out, t % j.p.rows.out);
     return;
+  }
+  if (in_strips(j)) {
+    if (j.p.cols.k == 2) return avg_strips<S, 2>(j, scratch, begin, end);
+    return avg_strips<S, 3>(j, scratch, begin, end);
   }
   AvgPlane<Compute<S>> plane = AvgPlane<Compute<S>>::make(j.p, scratch);
   plane.prepare(j.p);

@@ -218,6 +218,27 @@ FASTCONV_INLINE Vec<Compute<S>> load_lanes(const S* p, int64_t lanes) {
   return load_widened<S>(buffer);
 #endif
 }
+// Lanes [from, to) of a vector at p; the others are `rest`'s, and what they would read is not
+// touched.
+template <class S>
+FASTCONV_INLINE Vec<Compute<S>> load_between(const S* p, int64_t from, int64_t to,
+                                             Vec<Compute<S>> rest) {
+  typedef Compute<S> T;
+#if defined(__AVX512F__)
+  const uint32_t mask = (1u << to) - (1u << from);
+  if constexpr (sizeof(S) == 8) return (Vec<S>)_mm512_mask_loadu_pd((__m512d)rest, mask, p);
+  if constexpr (sizeof(S) == 4) return (Vec<S>)_mm512_mask_loadu_ps((__m512)rest, mask, p);
+  if constexpr (sizeof(S) == 2) {
+    const Halves read = (Halves)_mm256_maskz_loadu_epi16((__mmask16)mask, p);
+    return (Vec<T>)_mm512_mask_blend_ps((__mmask16)mask, (__m512)rest, (__m512)widen(S{}, read));
+  }
+#else
+  T buffer[kW<T>];
+  store<T>(buffer, rest);
+  for (int64_t i = from; i < to; ++i) buffer[i] = widen(p[i]);
+  return load<T>(buffer);
+#endif
+}
 template <class S>
 FASTCONV_INLINE void store_lanes(S* p, Vec<Compute<S>> v, int64_t lanes, int64_t step) {
   constexpr int W = kW<Compute<S>>;

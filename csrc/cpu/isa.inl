@@ -25,6 +25,7 @@
 #include "depthwise.inl"
 #include "depthwise_grad.inl"
 #include "pool.inl"
+#include "strips.inl"
 #include "avg_pool.inl"
 #include "max_pool.inl"
 #include "max_pool_grad.inl"

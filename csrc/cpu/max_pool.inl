@@ -14,6 +14,26 @@ struct TapInt<double> {
   typedef int64_t type;
 };
 
+// The places of a vector of maxima while they are compared: where an output's index is a byte, as
+// narrow as the instruction set has masks for.
+template <class T>
+struct BytePlaces {
+  typedef IVec<T> type;
+};
+#if defined(__AVX512F__)
+template <>
+struct BytePlaces<float> {
+  typedef Bytes type;
+};
+#endif
+
+template <class P>
+FASTCONV_INLINE P all_places(int64_t place) {
+  auto each = P{}[0];
+  each = place;
+  return P{} + each;
+}
+
 // How a row of outputs reads and what it writes. Tap (r, s) of output element i is
 // x[i + r * row + col[s]]; its place is r * down + s * right, counted from its window's first tap.
 template <class S, class E>
@@ -62,11 +82,11 @@ FASTCONV_INLINE void store_bytes(uint8_t* to, V bytes, int64_t lanes) {
 
 // Indices of `lanes` outputs from element `to` on, `step` elements apart. The first one's window
 // starts at `window` in the plane, and the others' `across` apart.
-template <class T>
-FASTCONV_INLINE void store_places(const PoolJob& j, int64_t to, int64_t step, IVec<T> places,
+template <class T, class P>
+FASTCONV_INLINE void store_places(const PoolJob& j, int64_t to, int64_t step, P places,
                                   int64_t lanes, int64_t window, int64_t across) {
   constexpr int W = kW<T>;
-  if (j.index_type == IndexType::window8) {
+  if (sizeof(P) == W || j.index_type == IndexType::window8) {
     uint8_t* out = (uint8_t*)j.index.data + to;
     const auto bytes = __builtin_convertvector(places, typename IndexOf<uint8_t, T>::type);
     if (step == 1)
@@ -83,31 +103,39 @@ FASTCONV_INLINE void store_places(const PoolJob& j, int64_t to, int64_t step, IV
 }
 
 // The running maximum: the first of equals wins and, where kExact, any NaN.
-template <class T, bool kIndex, bool kExact>
-FASTCONV_INLINE void maximum(Vec<T>& best, IVec<T>& place, Vec<T> v, int64_t tap) {
-  IVec<T> wins = v > best;
-  if constexpr (kExact) wins |= v != v;
-  best = select<T>(wins, v, best);
-  if constexpr (kIndex) place = wins ? IVec<T>{} + (typename TapInt<T>::type)tap : place;
+template <bool kIndex, bool kExact, class V, class P>
+FASTCONV_INLINE void maximum(V& best, P& place, V v, P at) {
+  if constexpr (!kIndex && !kExact) {
+    best = v > best ? v : best;
+    return;
+  }
+  auto wins = greater(v, best);
+  if constexpr (kExact) wins |= is_nan(v);
+  best = choose(wins, v, best);
+  if constexpr (kIndex) place = choose(wins, at, place);
 }
 
 // U vectors of maxima from element `at` on over the columns `s` of the windows; kS: their number
-// where it is known. What was read is added to `seen`, which shows a NaN that way.
-template <class S, class E, bool kIndex, bool kExact, int U, int kS>
+// where it is known. `place` comes as the first column's. What was read is added to `seen`, which
+// shows a NaN that way.
+template <class S, class E, bool kIndex, bool kExact, int U, int kS, class P>
 FASTCONV_INLINE void max_vectors(const MaxRow<S, E>& m, Range s, int64_t at, int64_t lanes,
-                                 Vec<Compute<E>> (&best)[U], IVec<Compute<E>> (&place)[U],
-                                 Vec<Compute<E>>& seen) {
+                                 Vec<Compute<E>> (&best)[U], P (&place)[U], Vec<Compute<E>>& seen) {
   typedef Compute<E> T;
   constexpr int W = kW<T>;
   Vec<T> read[U] = {};
   const E* from = m.x + at + m.rows.first * m.row;
   int64_t down = m.rows.first * m.down;
+  for (int u = 0; u < U; ++u) {
+    best[u] = broadcast<T>(-__builtin_inff());
+    place[u] += all_places<P>(down);
+  }
   auto tap = [&](int64_t k) {
     for (int u = 0; u < U; ++u) {
       Vec<T> v = load_lanes<E>(from + m.col[k] + u * W, lanes);
       opaque<T>(v);  // GCC would load it twice
       if constexpr (!kExact) read[u] += v;
-      maximum<T, kIndex, kExact>(best[u], place[u], v, down + k * m.right);
+      maximum<kIndex, kExact>(best[u], place[u], v, all_places<P>(down + k * m.right));
     }
   };
   for (int64_t r = m.rows.first; r < m.rows.last; ++r, from += m.row, down += m.down) {
@@ -121,17 +149,14 @@ FASTCONV_INLINE void max_vectors(const MaxRow<S, E>& m, Range s, int64_t at, int
   for (int u = 0; u < U; ++u) seen += read[u];
 }
 
-template <class S, bool kIndex, bool kExact, int U>
+template <class S, bool kIndex, bool kExact, int U, class P>
 FASTCONV_INLINE void max_pixel(const PoolJob& j, const MaxRow<S, S>& m, Range s, int64_t q,
                                int64_t c, int64_t lanes, Vec<Compute<S>>& seen) {
   typedef Compute<S> T;
   constexpr int W = kW<T>;
   Vec<T> best[U];
-  IVec<T> place[U];
-  for (int u = 0; u < U; ++u) {
-    best[u] = broadcast<T>(-__builtin_inff());
-    place[u] = IVec<T>{} + (typename TapInt<T>::type)(m.rows.first * m.down + s.first * m.right);
-  }
+  P place[U];
+  for (int u = 0; u < U; ++u) place[u] = all_places<P>(s.first * m.right);
   const int64_t w0 = q * j.p.cols.stride - j.p.cols.pad;
   max_vectors<S, S, kIndex, kExact, U, 0>(m, s, w0 * j.x.stride[3] + c, lanes, best, place, seen);
   S* y = m.y + q * j.y.stride[3] + c;
@@ -151,7 +176,7 @@ FASTCONV_INLINE bool has_nan(Vec<T> seen) {
 
 // A row of an image's outputs, channel-last; false where a NaN was read (or infinities of both
 // signs) and the maxima are the numbers' only.
-template <class S, bool kIndex, bool kExact>
+template <class S, bool kIndex, class P, bool kExact>
 inline bool max_channels(const PoolJob& j, const MaxRow<S, S>& m) {
   typedef Compute<S> T;
   constexpr int W = kW<T>, U = 4;
@@ -160,9 +185,10 @@ inline bool max_channels(const PoolJob& j, const MaxRow<S, S>& m) {
   for (int64_t q = 0; q < cols.out; ++q) {
     const Range s = taps_inside(cols, q * cols.stride - cols.pad);
     int64_t c = 0;
-    for (; c + U * W <= j.p.C; c += U * W) max_pixel<S, kIndex, kExact, U>(j, m, s, q, c, W, seen);
+    for (; c + U * W <= j.p.C; c += U * W)
+      max_pixel<S, kIndex, kExact, U, P>(j, m, s, q, c, W, seen);
     by_vectors<W>(c, j.p.C, [&](int64_t from, int64_t lanes) {
-      max_pixel<S, kIndex, kExact, 1>(j, m, s, q, from, lanes, seen);
+      max_pixel<S, kIndex, kExact, 1, P>(j, m, s, q, from, lanes, seen);
     });
   }
   return !has_nan<T>(seen);
@@ -214,13 +240,8 @@ FASTCONV_INLINE void max_columns(const PoolJob& j, const MaxRow<S, Compute<S>>& 
   constexpr int W = kW<T>;
   Vec<T> best[U];
   IVec<T> place[U] = {};
-  for (int u = 0; u < U; ++u) {
-    best[u] = broadcast<T>(-__builtin_inff());
-    if constexpr (kIndex) {
-      __builtin_memcpy(&place[u], first + q + u * W, sizeof place[u]);
-      place[u] += (typename TapInt<T>::type)(m.rows.first * m.down);
-    }
-  }
+  for (int u = 0; u < U; ++u)
+    if constexpr (kIndex) __builtin_memcpy(&place[u], first + q + u * W, sizeof place[u]);
   max_vectors<S, T, kIndex, kExact, U, kS>(m, {0, j.p.cols.k}, q, W, best, place, seen);
   for (int u = 0; u < U; ++u) {
     const int64_t i = q + u * W;
@@ -278,9 +299,79 @@ inline void max_planes(const PoolJob& j, void* scratch, int64_t begin, int64_t e
       max_plane<S, kIndex, true, 0>(j, band, m, t / j.p.C, t % j.p.C);
 }
 
-template <class S, bool kIndex>
+// A strip of W windows of a plane, walked down: the maxima of a row's windows are found first, then
+// those of the rows, so that the first of equals wins in row-major order too. The last row of a
+// window of three is the next one's first. Instead of a row in the padding its neighbour is read
+// again, which wins against nothing.
+template <class S, bool kIndex, class P, bool kExact, int K>
+FASTCONV_INLINE void max_strip(const PoolJob& j, const Strip<S>& of, int64_t n, int64_t c,
+                               Vec<Compute<S>>& seen) {
+  typedef Compute<S> T;
+  const Strip<S> strip = of;  // in registers
+  const int64_t x_row = j.x.stride[2], y_row = j.y.stride[2], index_row = j.index.stride[2];
+  const int64_t pad = j.p.rows.pad, count = j.p.rows.out;
+  const int64_t down = j.index_type == IndexType::flat64 ? j.p.cols.in : K;
+  const S* x = at<S>(j.x, n, c, -pad, strip.column);
+  const S* bottom = x + (j.p.rows.in - 1 + pad) * x_row;
+  S* y = at<S>(j.y, n, c, 0, strip.q);
+  int64_t to = at<char>(j.index, n, c, 0, strip.q) - (char*)j.index.data;
+  P first = {};
+  first[0] = strip.low.first;
+  Vec<T> read = seen, row_best;
+  P row_place;
+  auto row = [&](const S* from) __attribute__((always_inline)) {
+    const StripRow<T> columns = strip.template read<K>(from);
+    const Vec<T> pair = columns.low + columns.high;
+    read += strip.lone ? pair + columns.next : pair;
+    Vec<T> tap[K];
+    columns.taps(tap);
+    row_best = tap[0], row_place = first;
+    for (int k = 1; k < K; ++k)
+      maximum<kIndex, kExact>(row_best, row_place, tap[k], all_places<P>(k));
+  };
+  row(x + pad * x_row);
+  row_place += all_places<P>(pad * down);
+  for (int64_t p = 0; p < count; ++p) {
+    if (K == 2 && p > 0) row(x);
+    Vec<T> best = row_best;
+    P place = row_place;
+#pragma GCC unroll 2
+    for (int r = 1; r < K; ++r) {
+      const S* from = x + r * x_row;
+      const bool inside = from <= bottom;
+      row(inside ? from : bottom);
+      if (kExact && !inside) break;
+      maximum<kIndex, kExact>(best, place, row_best, P(row_place + all_places<P>(r * down)));
+    }
+    store_lanes<S>(y, best, strip.windows, 1);
+    if constexpr (kIndex)
+      store_places<T>(j, to, 1, place, strip.windows, (p * 2 - pad) * j.p.cols.in + strip.column,
+                      2);
+    x += 2 * x_row, y += y_row, to += index_row;
+  }
+  seen = read;
+}
+
+template <class S, bool kIndex, class P, int K>
+inline void max_strips(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
+  typedef Compute<S> T;
+  const Strips<S> strips(j.p.cols, -__builtin_inff(), scratch);
+  for (int64_t t = begin; t < end; ++t) {
+    const int64_t n = t / j.p.C, c = t % j.p.C;
+    Vec<T> seen = {};
+    for (const Strip<S>& s : strips) max_strip<S, kIndex, P, false, K>(j, s, n, c, seen);
+    if (has_nan<T>(seen))
+      for (const Strip<S>& s : strips) max_strip<S, kIndex, P, true, K>(j, s, n, c, seen);
+  }
+}
+
+template <class S, bool kIndex, class P>
 inline void max_pool(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
   const PoolAxis &rows = j.p.rows, &cols = j.p.cols;
+  if (in_strips(j)) {
+    if (cols.k == 2) return max_strips<S, kIndex, P, 2>(j, scratch, begin, end);
+    return max_strips<S, kIndex, P, 3>(j, scratch, begin, end);
+  }
   if (!pool_channels(j)) {
     if (cols.k == 2) return max_planes<S, kIndex, 2>(j, scratch, begin, end);
     if (cols.k == 3) return max_planes<S, kIndex, 3>(j, scratch, begin, end);
@@ -293,14 +384,17 @@ inline void max_pool(const PoolJob& j, void* scratch, int64_t begin, int64_t end
     const int64_t n = t / rows.out, p = t % rows.out;
     m.start(j, n, 0, p);
     m.x = at<S>(j.x, n, 0, p * rows.stride - rows.pad, 0);
-    if (!max_channels<S, kIndex, false>(j, m)) max_channels<S, kIndex, true>(j, m);
+    if (!max_channels<S, kIndex, P, false>(j, m)) max_channels<S, kIndex, P, true>(j, m);
   }
 }
 
 template <class S>
 inline void max_pool_run(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
-  if (j.index_type == IndexType::none) return max_pool<S, false>(j, scratch, begin, end);
-  max_pool<S, true>(j, scratch, begin, end);
+  typedef IVec<Compute<S>> Places;
+  if (j.index_type == IndexType::none) return max_pool<S, false, Places>(j, scratch, begin, end);
+  if (j.index_type == IndexType::window8)
+    return max_pool<S, true, typename BytePlaces<Compute<S>>::type>(j, scratch, begin, end);
+  max_pool<S, true, Places>(j, scratch, begin, end);
 }
 
 }  // namespace fastconv::FASTCONV_NS

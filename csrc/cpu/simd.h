@@ -94,6 +94,51 @@ FASTCONV_INLINE Vec<T> select(IVec<T> mask, Vec<T> yes, Vec<T> no) {
   return mask ? yes : no;
 }
 
+// Where a > b, and where v is a NaN: a mask, or lanes of all ones.
+#if defined(__AVX512F__)
+FASTCONV_INLINE __mmask16 greater(Vec<float> a, Vec<float> b) {
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
+}
+FASTCONV_INLINE __mmask8 greater(Vec<double> a, Vec<double> b) {
+  return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GT_OQ);
+}
+FASTCONV_INLINE __mmask16 is_nan(Vec<float> v) {
+  return _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+}
+FASTCONV_INLINE __mmask8 is_nan(Vec<double> v) {
+  return _mm512_cmp_pd_mask((__m512d)v, (__m512d)v, _CMP_UNORD_Q);
+}
+FASTCONV_INLINE Vec<float> choose(__mmask16 k, Vec<float> yes, Vec<float> no) {
+  return (Vec<float>)_mm512_mask_blend_ps(k, (__m512)no, (__m512)yes);
+}
+FASTCONV_INLINE Vec<double> choose(__mmask8 k, Vec<double> yes, Vec<double> no) {
+  return (Vec<double>)_mm512_mask_blend_pd(k, (__m512d)no, (__m512d)yes);
+}
+FASTCONV_INLINE IVec<float> choose(__mmask16 k, IVec<float> yes, IVec<float> no) {
+  return (IVec<float>)_mm512_mask_blend_epi32(k, (__m512i)no, (__m512i)yes);
+}
+FASTCONV_INLINE IVec<double> choose(__mmask8 k, IVec<double> yes, IVec<double> no) {
+  return (IVec<double>)_mm512_mask_blend_epi64(k, (__m512i)no, (__m512i)yes);
+}
+typedef uint8_t Bytes __attribute__((vector_size(16)));  // kW<float> of them
+FASTCONV_INLINE Bytes choose(__mmask16 k, Bytes yes, Bytes no) {
+  return (Bytes)_mm_mask_blend_epi8(k, (__m128i)no, (__m128i)yes);
+}
+#else
+template <class V>
+FASTCONV_INLINE auto greater(V a, V b) {
+  return a > b;
+}
+template <class V>
+FASTCONV_INLINE auto is_nan(V v) {
+  return v != v;
+}
+template <class M, class V>
+FASTCONV_INLINE V choose(M mask, V yes, V no) {
+  return mask ? yes : no;
+}
+#endif
+
 // Halves are added until one lane is left.
 template <class T, int kLanes = kW<T>, class V>
 FASTCONV_INLINE T sum(V v) {
@@ -146,6 +191,15 @@ FASTCONV_INLINE void deinterleave(Vec<T> a, Vec<T> b, Vec<T>& even, Vec<T>& odd)
     odd =
         __builtin_shuffle(a, b, IVec<T>{1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31});
   }
+}
+
+// a[1], ..., a[W - 1], b[0]
+template <class T>
+FASTCONV_INLINE Vec<T> shift_in(Vec<T> a, Vec<T> b) {
+  IVec<T> from;
+#pragma GCC unroll 16
+  for (int i = 0; i < kW<T>; ++i) from[i] = i + 1;
+  return __builtin_shuffle(a, b, from);
 }
 
 template <class T>

@@ -1,0 +1,87 @@
+// Strips: planes pooled by windows of two or three taps, two columns apart, read where they lie.
+//
+// W windows of a row need two vectors of it: their even elements are the first taps, the odd ones
+// the second, and the third are the even ones moved on by one window. A strip of W windows is
+// walked down its plane, so a plane costs no more to set up than a mask; columns in the padding are
+// masked away.
+namespace fastconv::FASTCONV_NS {
+
+// A row's columns in a strip, or what was made of several rows': the even ones are the first taps
+// of its windows, the odd ones the second.
+template <class T>
+struct StripRow {
+  Vec<T> low, high, next;  // the last holds one column, the third tap of the last window
+
+  template <int K>
+  FASTCONV_INLINE void taps(Vec<T> (&tap)[K]) const {
+    deinterleave<T>(low, high, tap[0], tap[1]);
+    if constexpr (K == 3) tap[2] = shift_in<T>(tap[0], next);
+  }
+};
+
+// The columns of one.
+template <class S>
+struct Strip {
+  typedef Compute<S> T;
+  static constexpr int W = kW<T>;
+  int64_t q, windows;  // the first one and their number
+  int64_t column;      // their first one, which may be in the padding
+  Range low, high;     // lanes of its two vectors inside the input
+  bool more, lone;     // so is the column after those; and no other strip reads it
+  T outside;           // what a column in the padding holds
+
+  Strip(const PoolAxis& cols, int64_t q, T outside) : q(q), outside(outside) {
+    windows = min64(W, cols.out - q);
+    column = q * 2 - cols.pad;
+    low = lanes(cols.in, column), high = lanes(cols.in, column + W);
+    more = column + 2 * W < cols.in;
+    lone = more && q + W >= cols.out;
+  }
+
+  static Range lanes(int64_t in, int64_t from) {
+    return {min64(max64(-from, 0), W), max64(min64(in - from, W), 0)};
+  }
+
+  FASTCONV_INLINE Vec<T> load(const S* x, Range r) const {
+    if (!kMasks && r.last - r.first == W) return load_widened<S>(x);
+    return load_between<S>(x, r.first, r.last, broadcast<T>(outside));
+  }
+
+  // What a row of windows of K taps reads, from the strip's first column on.
+  template <int K>
+  FASTCONV_INLINE StripRow<T> read(const S* x) const {
+    static_assert(K == 2 || K == 3, "taps that two vectors hold, but for one element");
+    StripRow<T> r = {load(x, low), load(x + W, high), broadcast<T>(outside)};
+    if (K == 3 && more) r.next = broadcast<T>(widen(x[2 * W]));
+    return r;
+  }
+};
+
+inline bool in_strips(const PoolJob& j) {
+  auto axis = [](const PoolAxis& a) { return a.stride == 2 && a.dil == 1 && !a.adaptive; };
+  return !pool_channels(j) && axis(j.p.rows) && axis(j.p.cols) && j.p.rows.k == j.p.cols.k &&
+         (j.p.cols.k == 2 || j.p.cols.k == 3) && j.x.stride[3] == 1 && j.y.stride[3] == 1 &&
+         (j.index_type == IndexType::none || j.index.stride[3] == 1);
+}
+
+// Those of a row of windows; without masks the last one overlaps.
+template <class S>
+class Strips {
+ public:
+  Strips(const PoolAxis& cols, Compute<S> outside, void* scratch) : first((Strip<S>*)scratch) {
+    constexpr int64_t W = kW<Compute<S>>;
+    last = first;
+    for (int64_t q = 0; q < cols.out; q += W)
+      *last++ = Strip<S>(cols, kMasks ? q : min64(q, max64(cols.out - W, 0)), outside);
+  }
+  static int64_t bytes(const PoolAxis& cols) {
+    return ceil_div(cols.out, kW<Compute<S>>) * sizeof(Strip<S>);
+  }
+  const Strip<S>* begin() const { return first; }
+  const Strip<S>* end() const { return last; }
+
+ private:
+  Strip<S>*first, *last;
+};
+
+}  // namespace fastconv::FASTCONV_NS
