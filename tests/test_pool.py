@@ -161,17 +161,20 @@ def test_windows_of_stride_two(k, pad, dtype, layout, ceil_mode, isa):
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("k", [2, 3])
-def test_a_nan_anywhere_wins(k, layout, isa):
-    """Also in the column of a strip's last window that no other strip reads."""
+@pytest.mark.parametrize("pad", [0, 1])
+def test_a_nan_anywhere_wins(pad, k, layout, isa):
+    """Also in the column of a strip's last window that no other strip reads, and in the last row
+    of a window that the plane's edge cuts."""
     for width in (2 * k, 33, 65):
         for column in range(width):
-            x = tensor(layout, torch.float32, (1, 2, 5, width), seed=column)
-            x[0, 1, column % 5, column] = x[0, 1, 4, column] = torch.nan
-            y, places = fastconv.max_pool2d(x, k, 2, return_indices=True)
-            expected, index = F.max_pool2d(x, k, 2, return_indices=True)
+            height = 4 + column % 2
+            x = tensor(layout, torch.float32, (1, 2, height, width), seed=column)
+            x[0, 1, column % height, column] = x[0, 1, height - 1, column] = torch.nan
+            y, places = fastconv.max_pool2d(x, k, 2, pad, return_indices=True)
+            expected, index = F.max_pool2d(x, k, 2, pad, return_indices=True)
             torch.testing.assert_close(y, expected, equal_nan=True, rtol=0, atol=0)
             torch.testing.assert_close(places, index, rtol=0, atol=0)
-            y = fastconv.max_pool2d(x, k, 2)
+            y = fastconv.max_pool2d(x, k, 2, pad)
             torch.testing.assert_close(y, expected, equal_nan=True, rtol=0, atol=0)
 
 
