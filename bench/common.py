@@ -118,11 +118,11 @@ def document_head(script: str, settings: dict, peak: float, progress: Progress) 
 
 
 def processor() -> str:
-    """The processor's name."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+    """The processor's name; family and model tell apart those that a host calls the same."""
+    with contextlib.suppress(OSError, KeyError), open("/proc/cpuinfo") as lines:
+        first = (line.split(":", 1) for line in lines.read().split("\n\n")[0].splitlines())
+        of = {key.strip(): value.strip() for key, value in first}
+        return f"{of['model name']} (family {of['cpu family']}, model {of['model']})"
     return platform.processor() or platform.machine()
 
 
