@@ -86,6 +86,7 @@ def measure(
     ):
         peak = workers["fastconv"].fma_peak() * options.threads
         head = document_head(script, settings, peak, progress)
+        head["copy_gbytes"] = workers["fastconv"].copy_bandwidth()
         progress.row(heading)
         for request in requests:
             columns = {

@@ -1,6 +1,7 @@
 """Pictures and the README's tables from the results files.
 
-python bench/plot.py                        bench/results/*.json -> a PNG beside each
+python bench/plot.py                        bench/results/*.json -> a PNG beside each, of layers a
+                                            roofline too
 python bench/plot.py --readme README.md     replaces the text between the markers
                                             <!-- bench:begin --> and <!-- bench:end -->
 """
@@ -14,6 +15,10 @@ import sys
 from pathlib import Path
 
 from common import COLUMNS, ENGINES, LAYOUTS, gains, geometric_mean
+from fastconv.gpus import conv_work
+from fastconv.testing.layers import LAYERS
+
+ELEMENT = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}  # bytes
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 RESULTS = Path(__file__).parent / "results"
@@ -41,6 +46,40 @@ def plot(document: dict, path: Path) -> None:
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.set_xlabel("times as fast as torch's better layout")
+    figure.suptitle(caption(document).replace("; ", "\n"), fontsize=9)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def roofline(document: dict, path: Path) -> None:
+    """Each layer's operations per byte and per second, under FMA peak and a copy's bandwidth.
+
+    Operations are the direct algorithm's, bytes every operand's once: Winograd, which multiplies
+    less, stands above the roof.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 6), layout="constrained")
+    sizes = {layer.name: layer.sizes(document["batch"]) for layer in LAYERS}
+    points: dict[str, list] = {engine: [] for engine in ENGINES}
+    for row in document["rows"]:
+        if row["direction"] == "forward" and row["name"] in sizes:
+            work, moved = conv_work(*sizes[row["name"]], element=ELEMENT[document["dtype"]])
+            for engine in ENGINES:
+                best = min(row["seconds"][f"{engine} {layout}"] for layout in LAYOUTS)
+                points[engine].append((work / moved, work / best / 1e9))
+    for engine, marker in zip(ENGINES, "xo", strict=True):
+        axes.plot(*zip(*points[engine], strict=True), marker, label=engine, alpha=0.7)
+    peak, slope = document["fma_gflops"], document["copy_gbytes"]
+    least, most = (f(x for x, _ in points["fastconv"]) for f in (min, max))
+    xs = [least / 1.2, peak / slope, most * 1.2]
+    axes.plot(xs, [min(peak, slope * x) for x in xs], "k", label="FMA peak, bandwidth of a copy")
+    axes.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="GFLOP/s")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend()
     figure.suptitle(caption(document).replace("; ", "\n"), fontsize=9)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -158,8 +197,12 @@ def main() -> int:
         os.replace(beside, options.readme)
         return 0
     for stem, document in documents.items():
-        plot(document, options.results / f"{stem}.png")
-        print(options.results / f"{stem}.png")
+        pictures = {f"{stem}.png": plot}
+        if document["benchmark"] == "layers" and "copy_gbytes" in document:
+            pictures[f"{stem}_roofline.png"] = roofline
+        for name, draw in pictures.items():
+            draw(document, options.results / name)
+            print(options.results / name)
     return 0
 
 

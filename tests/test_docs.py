@@ -1,6 +1,7 @@
 """docs/kernels.md holds what the sources say."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -46,3 +47,18 @@ def test_the_readmes_tables_are_those_of_the_results(tmp_path):
     copy.write_text((ROOT / "README.md").read_text())
     subprocess.run([sys.executable, ROOT / "bench/plot.py", "--readme", copy], check=True)
     assert copy.read_text() == (ROOT / "README.md").read_text(), "bench/plot.py --readme README.md"
+
+
+def test_layers_are_drawn_as_bars_and_under_a_roof(tmp_path):
+    seconds = {f"{e} {f}": 1e-4 for e in ("torch", "fastconv") for f in ("NCHW", "channels_last")}
+    names = ("lenet 5x5 1->6 @28", "lenet 5x5 6->16 @14")
+    document = {
+        "benchmark": "layers", "batch": 1, "dtype": "float32", "threads": 1, "processor": "any",
+        "torch": "", "fastconv": "", "date": "", "fma_gflops": 100.0, "copy_gbytes": 20.0,
+        "rows": [{"name": n, "direction": "forward", "seconds": seconds} for n in names],
+    }  # fmt: skip
+    (tmp_path / "layers.json").write_text(json.dumps(document))
+    command = [sys.executable, ROOT / "bench/plot.py", "--results", tmp_path]
+    subprocess.run(command, check=True)
+    for name in ("layers.png", "layers_roofline.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -8,8 +8,9 @@ Engines that would disturb each other (thread pools, caches of packed weights) r
 their own: ``serve`` is the loop of such a process and ``Worker`` its handle. They speak lines of
 JSON over pipes: a request is an object that the worker's ``build`` turns into a callable (kept for
 the next request of the same text), the answer is {"seconds": low quartile} or {"error": text}; the
-line "fma" asks for {"gflops": FMA peak}. Where ``build`` makes a ``Contest``, whose tasks do not
-disturb each other, they are timed in turn and "seconds" holds those of each by its name.
+line "fma" asks for {"gflops": FMA peak}, "copy" for {"gbytes": bandwidth of a copy}. Where
+``build`` makes a ``Contest``, whose tasks do not disturb each other, they are timed in turn and
+"seconds" holds those of each by its name.
 """
 
 from __future__ import annotations
@@ -94,6 +95,15 @@ def fma_peak(seconds: float = 0.2) -> float:
     return _C.fma_peak_gflops(seconds)
 
 
+def copy_bandwidth(megabytes: int = 64) -> float:
+    """GB/s, read and written, of a copy that no cache holds: the slope of a roofline."""
+    import torch
+
+    source = torch.zeros(megabytes << 20, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / low_quartile([lambda: target.copy_(source)], 10)[0] / 1e9
+
+
 def pin(threads: int) -> None:
     """torch on that many threads; a single one stays on the last core this process may use."""
     import torch
@@ -112,6 +122,8 @@ def serve(build: Callable[[dict], Task | Contest], seconds: float = 0.1) -> None
         try:
             if line.strip() == "fma":
                 answer = {"gflops": fma_peak()}
+            elif line.strip() == "copy":
+                answer = {"gbytes": copy_bandwidth()}
             else:
                 if line not in built:
                     while len(built) >= 2:  # both layouts of a row
@@ -161,6 +173,10 @@ class Worker:
     def fma_peak(self) -> float:
         """``fma_peak`` measured where the engine runs."""
         return self._ask("fma", "gflops")
+
+    def copy_bandwidth(self) -> float:
+        """``copy_bandwidth`` measured where the engine runs."""
+        return self._ask("copy", "gbytes")
 
     def _ask(self, line: str, key: str) -> Any:
         try:
