@@ -75,7 +75,8 @@ def roofline(document: dict, path: Path) -> None:
         axes.plot(*zip(*points[engine], strict=True), marker, label=engine, alpha=0.7)
     peak, slope = document["fma_gflops"], document["copy_gbytes"]
     least, most = (f(x for x, _ in points["fastconv"]) for f in (min, max))
-    xs = [least / 1.2, peak / slope, most * 1.2]
+    knee = peak / slope
+    xs = [min(least, knee) / 2, knee, most * 1.2]
     axes.plot(xs, [min(peak, slope * x) for x in xs], "k", label="FMA peak, bandwidth of a copy")
     axes.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="GFLOP/s")
     axes.grid(which="both", alpha=0.3)
