@@ -20,18 +20,43 @@ inline FewScratch few_scratch(const TapConv& job, const Blocking& b) {
   return s;
 }
 
-// Tasks as in conv_run.
+// Sums of `lanes` output channels, whose weights begin at w, to acc, panels `pitch` apart.
 template <class S, int J>
+__attribute__((noinline)) void few_sums(const TapConv& job, const Blocking& b, const S* w,
+                                        int64_t lanes, const Compute<S>* const* x, int64_t pixels,
+                                        Compute<S>* acc, Compute<S>* partial, int64_t pitch) {
+  if (job.ws[2] == 1)
+    dot_panel<S, J>(job, b, w, lanes, x, pixels, acc);
+  else
+    axpy_block<S, J>(job, b, w, lanes, x, pixels, acc, partial, pitch);
+}
+
+template <class S>
+struct FewTile {
+  int64_t rows;  // output channels of a tile of dots
+  decltype(&few_sums<S, 1>) sums;
+};
+template <class S, int J>
+constexpr FewTile<S> kFewTile = {kDotRows<Compute<S>, J>, few_sums<S, J>};
+template <class S>
+constexpr FewTile<S> kFewTiles[kTile] = {kFewTile<S, 1>, kFewTile<S, 2>, kFewTile<S, 3>,
+                                         kFewTile<S, 4>, kFewTile<S, 5>, kFewTile<S, 6>};
+
+// Tasks as in conv_run.
+template <class S>
 inline void few_run(const TapConv& job, const Blocking& b, void* scratch, int64_t begin,
                     int64_t end) {
   typedef Compute<S> T;
-  constexpr int R = kDotRows<T, J>, L = kPanel<T>;
+  constexpr int L = kPanel<T>;
   const bool dots = job.ws[2] == 1;
   const FewScratch in = few_scratch<T>(job, b);
   T *acc = (T*)((char*)scratch + in.acc), *partial = (T*)((char*)scratch + in.partial);
   const S* x_end = input_end<S>(job);
   const int64_t tap = job.rows.index * job.ws[3] + job.cols.index * job.ws[4];
-  const int64_t pixels = b.rows * b.cols, pitch = ceil_div(pixels, J) * J * L;
+  const int64_t pixels = b.rows * b.cols;
+  const int64_t J = ceil_div(pixels, ceil_div(pixels, kTile));  // even tiles
+  const FewTile<S> tile = kFewTiles<S>[J - 1];
+  const int64_t pitch = ceil_div(pixels, J) * J * L;
   Slab<T> slab = {};
   int64_t filled = -1;
   const T* x[kFewPixels];
@@ -45,30 +70,13 @@ inline void few_run(const TapConv& job, const Blocking& b, void* scratch, int64_
     }
     const int64_t last = min64((at.panel + b.panels) * L, job.K);
     for (int64_t k = at.panel * L, lanes; k < last; k += lanes) {
-      lanes = min64(dots ? L / R * R : b.panels * L, last - k);
+      lanes = min64(dots ? L / tile.rows * tile.rows : b.panels * L, last - k);
       const S* w = (const S*)job.w + at.g * job.ws[0] + k * job.ws[1] + tap;
-      if (dots)
-        dot_panel<S, J>(job, b, w, lanes, x, pixels, acc);
-      else
-        axpy_block<S, J>(job, b, w, lanes, x, pixels, acc, partial, pitch);
+      tile.sums(job, b, w, lanes, x, pixels, acc, partial, pitch);
       for (int64_t i = 0; i < lanes; i += L)
         store_panel<S>(channel_store<S>(job, at.n, at.g, k + i, min64(L, lanes - i)),
                        acc + i / L * pitch, 0, 0, b.rows, b.cols);
     }
-  }
-}
-
-template <class S>
-inline void few_run(const TapConv& job, const Blocking& b, void* scratch, int64_t begin,
-                    int64_t end) {
-  const int64_t pixels = b.rows * b.cols;
-  switch (ceil_div(pixels, ceil_div(pixels, kTile))) {  // even tiles
-    case 1: return few_run<S, 1>(job, b, scratch, begin, end);
-    case 2: return few_run<S, 2>(job, b, scratch, begin, end);
-    case 3: return few_run<S, 3>(job, b, scratch, begin, end);
-    case 4: return few_run<S, 4>(job, b, scratch, begin, end);
-    case 5: return few_run<S, 5>(job, b, scratch, begin, end);
-    default: return few_run<S, 6>(job, b, scratch, begin, end);
   }
 }
 
