@@ -35,7 +35,7 @@ KERNEL_FLAGS = ["-Wno-psabi", *(f"--param={limit}" for limit in INLINING)]
 
 
 def sources(cuda: bool = False) -> list[str]:
-    found = sorted([*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")])
+    found = [*sorted(ROOT.glob("csrc/cpu/*.cpp"), reverse=True), *sorted(ROOT.glob("csrc/*.cpp"))]
     if cuda:
         found += sorted([*ROOT.glob("csrc/cuda/*.cpp"), *ROOT.glob("csrc/cuda/**/*.cu")])
     return [str(path.relative_to(ROOT)) for path in found if X86 or path.name not in ISA_FLAGS]

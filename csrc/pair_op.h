@@ -16,28 +16,38 @@ inline bool dense(const View& v, bool channels_last) {
   return true;
 }
 
-// The operands checked; the output, of the memory format of a (of b in a gradient), not filled.
-struct PairCall {
+// The operands checked; the output of the memory format of a (of b in a gradient), without memory.
+inline PairJob pair_job(const char* op, const Operand& a, const char* name_a, const Operand& b,
+                        const char* name_b, int64_t activation, bool grad) {
   PairJob job = {};
+  job.a = view_of(a, op, name_a), job.b = view_of(b, op, name_b);
+  check_same(a, name_a, b, name_b, op);
+  job.activation = activation_of(activation, op);
+  for (int i = 0; i < 4; ++i)
+    check(job.a.size[i] == job.b.size[i], op, ": ", name_a, " of size ", shape(job.a.size, 4),
+          " and ", name_b, " of size ", shape(job.b.size, 4), " must have the same size");
+  job.dtype = a.dtype;
+  job.grad = grad;
+  const bool last = channels_last(grad ? job.b : job.a);
+  job.out = job.a;
+  job.out.data = nullptr;
+  dense_strides(job.a.size, last, job.out.stride);
+  job.dense = dense(job.a, last) && dense(job.b, last);
+  const int64_t* size = job.a.size;
+  job.total = size[0] * size[1] * size[2] * size[3];
+  return job;
+}
+
+// The same of tensors, with the output.
+struct PairCall {
+  PairJob job;
   Tensor output;
 
   PairCall(const char* op, const Tensor& a, const char* name_a, const Tensor& b, const char* name_b,
            int64_t activation, bool grad)
-      : output(a) {
-    job.a = view_of(a, op, name_a), job.b = view_of(b, op, name_b);
-    check_same(a, name_a, b, name_b, op);
-    job.activation = activation_of(activation, op);
-    for (int i = 0; i < 4; ++i)
-      check(job.a.size[i] == job.b.size[i], op, ": ", name_a, " of size ", shape(job.a.size, 4),
-            " and ", name_b, " of size ", shape(job.b.size, 4), " must have the same size");
-    job.dtype = dtype_of(a, op);
-    job.grad = grad;
-    const bool last = channels_last(grad ? job.b : job.a);
-    output = empty4(a, job.a.size, last, job.dtype);
-    job.out = view_of(output, op, "output");
-    job.dense = dense(job.a, last) && dense(job.b, last);
-    const int64_t* size = job.a.size;
-    job.total = size[0] * size[1] * size[2] * size[3];
+      : job(pair_job(op, operand_of(a, op), name_a, operand_of(b, op), name_b, activation, grad)),
+        output(empty(a, 4, job.out.size, job.out.stride, torch_dtype(job.dtype))) {
+    job.out.data = output.mutable_data_ptr();
   }
 };
 

@@ -26,6 +26,12 @@ inline IndexType index_type_of(const Tensor& index, const char* op) {
   return IndexType::flat64;
 }
 
+// Places within a window in a byte where they fit.
+inline IndexType window_index(int64_t kernel_h, int64_t kernel_w) {
+  const bool byte = kernel_h > 0 && kernel_w > 0 && kernel_h <= 256 / kernel_w;
+  return byte ? IndexType::window8 : IndexType::window32;
+}
+
 template <class Backend>
 struct PoolOps {
   static std::tuple<Tensor, Tensor> max_pool(const char* op, const Tensor& input,
@@ -83,8 +89,7 @@ struct PoolOps {
                                                       int64_t ceil_mode) {
     const PoolSettings s = {kernel_h, kernel_w, stride_h, stride_w, pad_h,
                             pad_w,    dil_h,    dil_w,    ceil_mode};
-    const bool byte = kernel_h > 0 && kernel_w > 0 && kernel_h <= 256 / kernel_w;
-    return max_pool("max_pool2d", input, s, byte ? IndexType::window8 : IndexType::window32);
+    return max_pool("max_pool2d", input, s, window_index(kernel_h, kernel_w));
   }
 
   static std::tuple<Tensor, Tensor> max_pool2d_with_indices(const Tensor& input, int64_t kernel_h,

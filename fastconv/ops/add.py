@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import _C
 from .registry import Op, public
 from .sizes import activation_code, autocast_enabled, batched, check, check_dtype, empty
 from .vmap import fold_batch, to_channels
@@ -26,6 +27,10 @@ def residual_add(input: Tensor, shortcut: Tensor, activation: str | None = None)
 
     Source: He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", 2015.
     """
+    if not torch.compiler.is_dynamo_compiling():
+        output = _C.eager_residual_add(input, shortcut, activation)
+        if output is not None:
+            return output
     code = activation_code(activation)
     _check_sizes("residual_add", input=input, shortcut=shortcut)
     if input.dtype != shortcut.dtype and autocast_enabled(input):

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import _C
 from . import pool_fakes
 from .registry import Op
 from .sizes import batched, check, pair
 from .vmap import fold_batch
 
 Pair = int | Sequence[int]
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 
 
 def max_pool2d(
@@ -45,6 +47,12 @@ def max_pool2d(
 
     Source: `torch.nn.functional.max_pool2d`, whose arguments and results these are.
     """
+    if not return_indices and not _is_dynamo_compiling():
+        output = _C.eager_max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+        if type(output) is tuple:  # the settings, where a gradient is asked for
+            return _apply_eager(input, output)
+        if output is not None:
+            return output
     window = (*_window(kernel_size, stride, padding), *pair(dilation, "dilation"))
     input, added = batched(input, "max_pool2d")
     args = (input, *window, int(bool(ceil_mode)))
@@ -83,6 +91,12 @@ def avg_pool2d(
 
     Source: `torch.nn.functional.avg_pool2d`, whose arguments and results these are.
     """
+    if not _is_dynamo_compiling():
+        output = _C.eager_avg_pool2d(
+            input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        )
+        if output is not None:
+            return output
     window = _window(kernel_size, stride, padding)
     check(divisor_override is None or divisor_override != 0, lambda: "divisor must be not zero")
     input, added = batched(input, "avg_pool2d")
@@ -107,6 +121,10 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | None | Sequence[int | 
 
     Source: `torch.nn.functional.adaptive_avg_pool2d`, whose arguments and results these are.
     """
+    if not _is_dynamo_compiling():
+        output = _C.eager_adaptive_avg_pool2d(input, output_size)
+        if output is not None:
+            return output
     input, added = batched(input, "adaptive_avg_pool2d")
     wanted = tuple(output_size) if isinstance(output_size, (tuple, list)) else (output_size,) * 2
     if len(wanted) == 1:
@@ -268,3 +286,23 @@ _adaptive_avg_pool2d_grad = Op(
     _adaptive_save,
     _adaptive_grad_backward,
 )
+
+
+class _MaxPool2d(torch.autograd.Function):
+    """The gradient of a call that csrc/eager_pool.cpp takes: of few arguments, as in `_Conv2d`."""
+
+    @staticmethod
+    def forward(ctx, input, window):
+        both = _C.eager_max_pool2d_window(input, window)
+        output, index = both or _max_pool2d_window.of_device.raw(input, *window)
+        ctx.window, ctx.size = window, input.shape[2:]
+        ctx.save_for_backward(index)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _indexed_backward(ctx, grad, None)[:2]
+
+
+# Function.apply without its look for transforms, for calls that have looked.
+_apply_eager = super(torch.autograd.Function, _MaxPool2d).apply
