@@ -67,6 +67,8 @@ inline void winograd_grad_inputs(const WeightGrad& job, const WinogradBlocking& 
       for (int64_t i = 0; i < t.rows.count(); ++i)
         for (int64_t j = 0; j < t.cols.count(); ++j) {
           const float* from = slab.data + t.rows.start(i) * slab.h + t.cols.start(j) * slab.w;
+          if (in_place)
+            ask_pixels(from, slab.h, slab.w, b.form.m, b.form.m, vector - vectors, job.K);
           float* tile = to + t.index(n, i, j) * L;
           const int64_t rows = t.rows.size(i), cols = t.cols.size(j);
           by_form(b.form, [&](auto f) {
