@@ -119,7 +119,7 @@ def compiled(source: str, command: list[str], version: str, compile_to) -> str:
     kept = folder / f"{Path(source).name}-{key}.o"
     depfile = kept.with_suffix(".d")
     if kept.exists() and depfile.exists():
-        made_of = depfile.read_text().replace("\\\n", " ").split(":", 1)[1].split()
+        made_of = shlex.split(depfile.read_text().replace("\\\n", " ").split(":", 1)[1])
         made = kept.stat().st_mtime
         if all(os.path.exists(path) and os.stat(path).st_mtime < made for path in made_of):
             return str(kept)
@@ -156,10 +156,10 @@ class BuildExtension(build_ext):
             macros.append(("FASTCONV_CUDA", None))
             include.append(str(toolkit / "include"))
 
-        def version_of(program: str) -> str:
-            return subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+        def version_of(*command: str) -> str:
+            return subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
 
-        compiler = version_of(shlex.split(os.environ["CXX"])[0])
+        compiler = version_of(*shlex.split(os.environ["CXX"]))
         versions = f"{torch.__version__} {pybind11.__version__} {compiler}"
 
         def compile_cuda(source: str) -> str:

@@ -28,7 +28,6 @@ def run_setup(*arguments, **environment):
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
     )
 
 
@@ -71,6 +70,52 @@ def test_the_checked_compiler_is_the_one_used(setup_py, monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "")
     setup_py("x86_64")["need_compiler"]()
     assert os.environ["CXX"] == "g++"
+
+
+def test_what_has_not_changed_is_not_compiled_again(setup_py, monkeypatch, tmp_path):
+    compiled = setup_py("x86_64")["compiled"]
+    monkeypatch.setitem(compiled.__globals__, "ROOT", tmp_path)
+    source, header = tmp_path / "a.cpp", tmp_path / "a header.h"
+    runs = []
+
+    def compile_to(folder, depfile):
+        runs.append(folder)
+        escaped = str(header).replace(" ", "\\ ")  # as gcc writes it
+        Path(depfile).write_text(f"x.o: {source} \\\n {escaped}\n")
+        Path(folder, "x.o").write_text("object")
+        return str(Path(folder, "x.o"))
+
+    def build(*, flags="-O3", version="1"):
+        made = Path(compiled("a.cpp", ["g++", flags], version, compile_to))
+        assert made.read_text() == "object"
+        return len(runs)
+
+    def touch(path, seconds):
+        path.touch()
+        now = path.stat().st_mtime
+        os.utime(path, (now + seconds, now + seconds))
+
+    touch(source, -10), touch(header, -10)
+    assert build() == 1 and build() == 1
+    assert build(flags="-O2") == 2 and build(version="2") == 3
+    assert build() == 3 and build(flags="-O2") == 3
+    touch(header, 10)
+    assert build() == 4
+    touch(header, -10)
+    assert build() == 4
+    touch(source, 10)
+    assert build() == 5
+    touch(source, -10)
+    header.unlink()
+    assert build() == 6
+
+    def cut_off(folder, depfile):
+        Path(folder, "x.o").write_text("obj")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compiled("b.cpp", ["g++"], "1", cut_off)
+    assert not list(tmp_path.glob("build/objects/b.cpp*"))
 
 
 def test_every_source_is_compiled_with_its_flags(setup_py):
