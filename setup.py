@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -125,8 +126,9 @@ def compiled(source: str, command: list[str], version: str, compile_to) -> str:
             return str(kept)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as work:  # a build that is cut off leaves no half
-        new = Path(work, "d")
+        new, began = Path(work, "d"), time.time()
         built = compile_to(work, str(new))
+        os.utime(built, (began, began))  # older than what is edited meanwhile
         os.replace(new, depfile)
         os.replace(built, kept)
     return str(kept)

@@ -53,13 +53,18 @@ PyObject* or_none(const F& make) {
   Py_RETURN_NONE;
 }
 
-// Work of so many FLOPs, with the interpreter left to others where it is long.
+// Leaves the interpreter to others while it lives, whatever is thrown.
+struct WithoutInterpreter {
+  PyThreadState* state = PyEval_SaveThread();
+  ~WithoutInterpreter() { PyEval_RestoreThread(state); }
+};
+
+// Work of so many FLOPs, without the interpreter where it is long.
 template <class F>
 void compute(double flops, const F& work) {
   if (flops < kSerialFlops) return work();
-  Py_BEGIN_ALLOW_THREADS;
+  const WithoutInterpreter released;
   work();
-  Py_END_ALLOW_THREADS;
 }
 
 }  // namespace eager

@@ -109,6 +109,16 @@ def test_what_has_not_changed_is_not_compiled_again(setup_py, monkeypatch, tmp_p
     header.unlink()
     assert build() == 6
 
+    def edited_meanwhile(folder, depfile):
+        made = compile_to(folder, depfile)
+        source.touch()
+        return made
+
+    header.touch(), touch(header, -10)
+    compiled("c.cpp", ["g++"], "1", edited_meanwhile)
+    compiled("c.cpp", ["g++"], "1", compile_to)
+    assert len(runs) == 8
+
     def cut_off(folder, depfile):
         Path(folder, "x.o").write_text("obj")
         raise KeyboardInterrupt

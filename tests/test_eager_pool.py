@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from test_eager import Ops, Sub
 
 import fastconv
 from fastconv import _C
@@ -86,20 +86,6 @@ def test_anything_unusual_is_left_to_the_op(call):
         assert call[0](x) is None
     with Ops():
         assert call[0](x) is None
-
-
-class Sub(torch.Tensor):
-    pass
-
-
-class Ops(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,7 @@ static inline WinogradBlocking winograd_grad_blocking(const WeightGrad& job, int
   b.m_point = odd_lines(panel * b.chunk);
   const int64_t panels = ceil_div(job.K, panel);
   const int64_t block = b.form.points() * (b.v_point + panels * b.a_point);
+  // Of at most thrice the sums all are one segment, which writes none.
   const int64_t sums = b.form.weights() * job.G * job.K * job.C, all = b.blocks * block;
   const int64_t most = max64(all <= 3 * sums ? all : 2 * sums, kNearFloats);
   b.segment = even_share(b.blocks, max64(min64(most, kSegmentFloats) / block, 1));
