@@ -1,4 +1,4 @@
-"""Calls past torch's dispatcher (csrc/eager_conv.cpp): which are taken, and that nothing else is."""
+"""Calls past torch's dispatcher (csrc/eager_conv.cpp): which are taken, and nothing else is."""
 
 from __future__ import annotations
 

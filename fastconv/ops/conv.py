@@ -353,7 +353,7 @@ _conv2d_weight_bias_grad = Op(
 
 
 class _Conv2d(torch.autograd.Function):
-    """The gradients of a call that csrc/eager_conv.cpp takes: of few arguments, as each costs time."""
+    """The gradients of a call that csrc/eager_conv.cpp takes: of few arguments, as each costs."""
 
     @staticmethod
     def forward(ctx, input, weight, bias, residual, settings):
