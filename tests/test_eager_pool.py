@@ -179,3 +179,6 @@ def test_it_keeps_no_reference():
             call(grad)
             fastconv.max_pool2d(grad, 2)
     assert (sys.getrefcount(x), sys.getrefcount(grad)) == before
+    y, index = _C.eager_max_pool2d_window(x, (2, 2, 2, 2, 0, 0, 1, 1, 0))
+    mean, torchs = _C.eager_avg_pool2d(x, 2, 2, 0, False, True, None), torch.empty(1)
+    assert len({sys.getrefcount(t) for t in (y, index, mean, torchs)}) == 1
