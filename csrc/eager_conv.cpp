@@ -31,7 +31,7 @@ PyObject* output_of(ConvCall&& call, PyObject* like) {
   void* data;
   PyObject* output = empty(like, size, call.job.ys, false, data);
   if (!output) return nullptr;
-  poison(data, p.N * p.K * p.P * p.Q, torch_dtype(p.dtype));
+  prepare_output(data, p.N * p.K * p.P * p.Q, torch_dtype(p.dtype));
   compute(2.0 * p.N * p.K * p.P * p.Q * p.R * p.S * p.C / p.G, [&] { run(call, data); });
   return output;
 }

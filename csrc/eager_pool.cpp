@@ -15,13 +15,13 @@ PyObject* output_of(PoolJob job, PyObject* like) {
   dense_strides(size, channels_last(job.x), job.y.stride);
   PyObject* output = empty(like, size, job.y.stride, false, job.y.data);
   if (!output) return nullptr;
-  poison(job.y.data, count, torch_dtype(p.dtype));
+  prepare_output(job.y.data, count, torch_dtype(p.dtype));
   PyObject* index = nullptr;
   if (job.index_type != IndexType::none) {
     job.index = job.y;
     index = empty(like, size, job.y.stride, true, job.index.data);
     if (!index) return Py_DECREF(output), nullptr;
-    poison(job.index.data, count, aoti_torch_dtype_uint8());
+    prepare_output(job.index.data, count, aoti_torch_dtype_uint8());
   }
   const PoolKernel kernel = job.max ? PoolKernel::max : PoolKernel::avg;
   compute(flops(job), [&] { run(kernel, job); });
@@ -121,7 +121,7 @@ PyObject* residual_add(PyObject*, PyObject* const* args, Py_ssize_t n) {
     PairJob job = pair_job("residual_add", a, "input", b, "shortcut", code, false);
     PyObject* output = empty(args[0], job.out.size, job.out.stride, false, job.out.data);
     if (!output) return nullptr;
-    poison(job.out.data, job.total, torch_dtype(job.dtype));
+    prepare_output(job.out.data, job.total, torch_dtype(job.dtype));
     compute(flops(job), [&] { run(job); });
     return output;
   });

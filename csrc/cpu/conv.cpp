@@ -1,5 +1,6 @@
 // Torch side of the convolution on the CPU: tensors to jobs, which conv_run.cpp runs.
 #include "../choice.h"
+#include "../pages.h"
 #include "add.h"
 #include "blocking.h"
 #include "conv_call.h"

@@ -2,7 +2,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include <atomic>
 #include <memory>
@@ -10,6 +9,7 @@
 #include <vector>
 
 #include "../error.h"
+#include "../pages.h"
 
 namespace fastconv {
 
@@ -102,14 +102,6 @@ const KernelTable& cpu_kernels() {
 }
 
 bool poison_scratch = false;
-
-void want_huge_pages(void* data, size_t bytes) {
-#ifdef MADV_HUGEPAGE
-  const uintptr_t begin = ((uintptr_t)data + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t end = ((uintptr_t)data + bytes) / kHugePage * kHugePage;
-  if (begin < end) madvise((void*)begin, end - begin, MADV_HUGEPAGE);  // a wish: it may fail
-#endif
-}
 
 void* scratch(Slot slot, size_t bytes) {
   struct Free {

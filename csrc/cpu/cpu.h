@@ -25,8 +25,4 @@ enum class Slot { shared, own };
 extern bool poison_scratch;  // tests: fill with NaN before each use
 void* scratch(Slot slot, size_t bytes);
 
-// Asks for huge pages where `data` spans some: large operands stream half as fast again.
-constexpr size_t kHugePage = size_t{2} << 20;
-void want_huge_pages(void* data, size_t bytes);
-
 }  // namespace fastconv
