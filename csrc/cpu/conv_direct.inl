@@ -109,7 +109,7 @@ template <class S, int V>
 inline void store_tiles(const TapConv& job, const Slab<Compute<S>>& slab, int64_t rows,
                         int64_t cols, const Run* runs, int64_t run_count,
                         const TilePanels<Compute<S>>& panels, const PanelStore<S>* to, int64_t p0,
-                        int64_t q0) {
+                        int64_t q0, Ahead& outputs) {
   typedef Compute<S> T;
   constexpr int L = kPanel<T>, kLanes = V * kW<T>;
   const int64_t step = job.stride_w * slab.w;
@@ -117,6 +117,7 @@ inline void store_tiles(const TapConv& job, const Slab<Compute<S>>& slab, int64_
   const TilePanels<T> rest = {V, panels.w, panels.next_w, acc, kTile * L};
   TilePanels<T> tile = panels;
   for (int k = 0; k < kLanes; ++k) bias[k] = to->bias ? widen(to->bias[k * to->bias_s]) : T(0);
+  const int64_t count = products(runs, run_count);
   uint32_t ran = 0;
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < cols; j += kTile) {
@@ -125,10 +126,11 @@ inline void store_tiles(const TapConv& job, const Slab<Compute<S>>& slab, int64_
       for (int k = 0; k < n; ++k) x[k] = slab.data + i * job.stride_h * slab.h + (j + k) * step;
       S* y = to->y + (p0 + i) * to->y_p + (q0 + j) * to->y_q;
       ran |= 1u << (n - 1);
-      // The next tile's outputs, where they are more than its inputs.
-      if (job.C <= 4)
+      // Else the next tile's outputs, where they are more than its inputs.
+      tile.ahead = outputs.take(count);
+      if (!tile.ahead.step && job.C <= 4)
         tile.ahead = {(const char*)(y + kTile * to->y_q), kLine};
-      else if (slab.c == 1)
+      else if (!tile.ahead.step && slab.c == 1)
         tile.ahead = {(const char*)(x[0] + kTile * step), kLine};
       if (n < kTile) {
         fma_tile<T, V>(n, x, runs, run_count, rest, 0, false);
@@ -161,6 +163,19 @@ inline Slab<Compute<S>> block_slab(const TapConv& job, const Blocking& b, const 
   return slab;
 }
 
+// What the tiles of a block ask for of the next one's outputs.
+template <class S>
+inline Ahead next_outputs(const TapConv& job, const Blocking& b, const ConvBlock& at) {
+  Ahead ahead = {};
+  if (!b.asks_outputs) return ahead;
+  const int64_t size = at.rows * at.cols * job.ys[3];
+  const S* y = (const S*)job.y + at.n * job.ys[0] + at.p0 * job.ys[2] + at.q0 * job.ys[3];
+  ahead.add(y + size, size * (int64_t)sizeof(S));
+  const int64_t tiles = at.rows * ceil_div(at.cols, kTile);
+  ahead.spread(tiles * ceil_div(job.K, (kPairs ? 2 : 1) * kPanel<Compute<S>>) * job.C);
+  return ahead;
+}
+
 // A task: (image, group, row block, column block, range of panels), panels fastest, so that
 // consecutive tasks of a thread share a slab.
 template <class S>
@@ -185,6 +200,7 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
       filled = block;
     }
     const int64_t last = min64(first + b.panels, panels), panel_size = taps * job.C * L;
+    Ahead outputs = next_outputs<S>(job, b, at_block);
     for (int64_t panel = first, next; panel < last; panel = next) {
       const int64_t lanes = min64(job.K, last * L) - panel * L;
       const int vectors = tile_vectors<T>(lanes);
@@ -215,9 +231,9 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
         if (!in_tiles)
           accumulate_block(job, slab, rows, cols, runs, run_count, tile, c0 > 0, ahead);
         else if (vectors == 2)
-          store_tiles<S, 2>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0);
+          store_tiles<S, 2>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0, outputs);
         else if constexpr (kPairs)
-          store_tiles<S, 4>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0);
+          store_tiles<S, 4>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0, outputs);
         tile.w += size;
       }
       if (!in_tiles)

@@ -57,6 +57,7 @@ struct Blocking {
   int64_t row_blocks, col_blocks, panel_blocks, chunk_blocks;
   int64_t tasks;
   bool packed;        // forward: weights are packed before, else chunk by chunk in the loop
+  bool asks_outputs;  // forward: of the next block, while one is summed
   bool planar;        // slab layout: [c][row][col], else [row][col][c]
   bool along_inputs;  // weight gradient of one tap: vectors run along c (weight_grad_1x1.inl)
   bool few;           // forward of few pixels: weights are read once, where they lie (conv_few.inl)
