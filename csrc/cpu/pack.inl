@@ -92,14 +92,15 @@ inline void pack_panel(Compute<S>* dst, const S* src, int64_t count, int64_t ste
   }
 }
 
-// A panel of channels as [pixel][kPanel], of rows x cols pixels of a tensor from `from` on.
+// A panel of channels as [pixel][kPanel], of rows x cols pixels of a tensor from `from` on. Asks
+// for what lies `ahead` elements on, if not 0.
 template <class S>
 inline void pack_pixels(Compute<S>* dst, const S* from, const int64_t stride[4], int64_t rows,
-                        int64_t cols, int64_t lanes, const S* end) {
+                        int64_t cols, int64_t lanes, const S* end, int64_t ahead = 0) {
   if (stride[2] == cols * stride[3]) cols *= rows, rows = 1;  // rows continue each other
   for (int64_t i = 0; i < rows; ++i)
     pack_panel<S>(dst + i * cols * kPanel<Compute<S>>, from + i * stride[2], cols, stride[3],
-                  stride[1], lanes, end);
+                  stride[1], lanes, end, ahead);
 }
 
 // Dense KCRS weights, as the reduction (forward) or the lanes (input gradient) run along them.
