@@ -35,7 +35,7 @@ constexpr int64_t kWinogradChannels = 12;      // rule "winograd channels": per 
 constexpr int64_t kWeightGradChannels = 4;     // rule "winograd channels, weight gradient"
 constexpr int64_t kStridedChannels = 24;       // rule "strided winograd channels"
 constexpr int64_t kLeastPixels = 16;           // rule "winograd pixels": of a batch
-constexpr int64_t kWeightGrad5x5Pixels = 512;  // rule "5x5 weight gradient error": of an image
+constexpr int64_t kWeightGrad5x5Pixels = 512;  // rule "5x5 weight gradient error": of a batch
 constexpr int64_t kStridedGradOutputs = 32;    // rule "strided input gradient outputs"
 constexpr int64_t kStridedGradPercent = 81;    // rule "strided input gradient products"
 
@@ -64,7 +64,7 @@ const char* avoid_winograd(const ConvProblem& p, Direction direction) {
     return "too few channels per group to pay its transforms";
   if (p.N * p.P * p.Q < kLeastPixels || p.N * p.H * p.W < kLeastPixels)
     return "too few pixels to pay for its weights";
-  if (direction == Direction::weight_grad && p.R == 5 && p.P * p.Q < kWeightGrad5x5Pixels)
+  if (direction == Direction::weight_grad && p.R == 5 && p.N * p.P * p.Q < kWeightGrad5x5Pixels)
     return "its 5x5 weight gradient is too coarse for so short a sum";
   return strided && direction == Direction::input_grad ? avoid_strided_grad(p) : nullptr;
 }
