@@ -72,10 +72,6 @@ def weight_megabytes(p: Problem) -> float:
     return p.c * p.k * 36 * 4 / 2**20
 
 
-def image_outputs(p: Problem) -> int:
-    return outputs(p) // p.n
-
-
 def percent_of_products(p: Problem) -> float:
     """Of Winograd's input gradient of stride 2: its products over a direct kernel's."""
 
@@ -163,6 +159,11 @@ STRIDED_PERCENT = tuple(
         (1, 27, 27), (2, 22, 22), (3, 18, 18), (1, 37, 37), (1, 33, 33), (4, 14, 14),
     )
 )  # fmt: skip
+GRAD_5X5 = (
+    *squares((7, 14, (16, 24), (16, 32), 27, 32), ((16, 16), (48, 48)), taps=5),
+    *(Problem(48, 48, 14, 14, n=n, taps=5) for n in (2, 3, 4)),
+    *(Problem(48, 48, 7, 7, n=n, taps=5) for n in (8, 11, 16)),
+)
 WINOGRAD_TILES = squares((5, 6, 7, 8, 9, 10, 12, 14), ((64, 64), (256, 256)))
 STRIDED_TILES = squares((14, 20, 28, 32, 36, 40, 56), ((64, 64), (128, 128)), stride=2)
 
@@ -185,9 +186,8 @@ RULES = (
         ("direct", "winograd"), LEAST_PIXELS, ALL,
     ),
     Rule(
-        "5x5 weight gradient error", "kWeightGrad5x5Pixels", PLAN, "outputs of an image",
-        image_outputs, ("direct", "winograd"),
-        squares((7, 14, (16, 24), (16, 32), 27, 32), ((16, 16), (48, 48)), taps=5),
+        "5x5 weight gradient error", "kWeightGrad5x5Pixels", PLAN, "outputs", outputs,
+        ("direct", "winograd"), GRAD_5X5,
         ("weight_grad",), error_limit=FACTORS["winograd"],
     ),
     Rule(
