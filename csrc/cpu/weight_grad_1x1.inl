@@ -114,20 +114,24 @@ inline void pack_input(const WeightGrad& job, Compute<S>* dst, const S* from, in
   }
 }
 
-// What the tiles of a block ask for of the next one's dy, where that is one piece: its pixels are
-// far apart, and each tile reads a little of all. 128->512 @28 of a batch of 16 on Zen 4 19.0 ->
-// 15.8 ms, 256->1024 @14 21.2 -> 16.6; 512->2048 @7, of more than L2 holds, 17.5 -> 20.
+// What the tiles of a block ask for of the next one: dy, and x where tiles read it in place, where
+// these are one piece (null: not). Their pixels are far apart, and a tile reads a little of each.
+// Zen 4, a batch of 16: 128->512 @28 19.0 -> 15.8 ms and 256->1024 @14 21.2 -> 16.6 by dy, 256->64
+// @56 18.4 -> 15.4 by x; 512->2048 @7, of more dy than L2 holds, 17.5 -> 20.
 constexpr int64_t kNextBytes = 1 << 20;
 
 template <class S>
-inline Ahead next_dy(const WeightGrad& job, const S* dy, int64_t pixels, int64_t cn) {
-  typedef Compute<S> T;
+inline Ahead next_pixels(const WeightGrad& job, const S* dy, const S* x, int64_t pixels,
+                         int64_t tiles) {
   Ahead ahead = {};
-  const int64_t bytes = pixels * job.K * (int64_t)sizeof(S);
-  if (job.dys[1] != 1 || job.dys[3] != job.K || bytes > kNextBytes) return ahead;
-  ahead.add(dy + pixels * job.K, bytes);
-  const int64_t panels = ceil_div(cn, (kPairs ? 2 : 1) * kPanel<T>);
-  ahead.spread(pixels * panels * ceil_div(job.K, kTile));
+  auto add = [&](const S* from, const int64_t stride[4], int64_t channels) {
+    const int64_t size = pixels * channels, bytes = size * (int64_t)sizeof(S);
+    if (from && stride[1] == 1 && stride[3] == channels && bytes <= kNextBytes)
+      ahead.add(from + size, bytes);
+  };
+  add(dy, job.dys, job.K);
+  add(x, job.xs, job.C);
+  ahead.spread(tiles * pixels);
   return ahead;
 }
 
@@ -171,9 +175,10 @@ inline void weight_grad_1x1_run(const WeightGrad& job, const Blocking& b, void* 
                    q0 * job.xs[3];
       const int64_t panel_size = rows * cols * L;
       const bool continuing = rows == 1 || job.xs[2] == cols * job.xs[3];
-      Ahead ahead = {};
-      if (kn == job.K)
-        ahead = next_dy<S>(job, from + p0 * job.dys[2] + q0 * job.dys[3], rows * cols, cn);
+      Ahead ahead =
+          next_pixels<S>(job, kn < job.K ? nullptr : from + p0 * job.dys[2] + q0 * job.dys[3],
+                         cn < job.C || b.packed ? nullptr : x, rows * cols,
+                         ceil_div(kn, kTile) * ceil_div(cn, (kPairs ? 2 : 1) * L));
       for (int64_t c = 0, lanes; c < cn; c += lanes) {
         const int vectors = tile_vectors<T>(cn - c);
         lanes = min64(cn - c, vectors == 4 ? 2 * L : L);
