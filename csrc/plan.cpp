@@ -36,15 +36,12 @@ constexpr int64_t kWeightGradChannels = 4;     // rule "winograd channels, weigh
 constexpr int64_t kStridedChannels = 24;       // rule "strided winograd channels"
 constexpr int64_t kLeastPixels = 16;           // rule "winograd pixels": of a batch
 constexpr int64_t kWeightGrad5x5Pixels = 512;  // rule "5x5 weight gradient error": of a batch
-constexpr int64_t kStridedGradOutputs = 32;    // rule "strided input gradient outputs"
-constexpr int64_t kStridedGradPercent = 81;    // rule "strided input gradient products"
+constexpr int64_t kStridedGradPercent = 88;    // rule "strided input gradient products"
 
 // Of the input gradient of a 3x3 of stride 2: along an axis Winograd takes 5 products of a tile of
 // two pairs of inputs and 4 of a brief one, a direct kernel 3 of a pair and 1 of an input left
 // over.
 const char* avoid_strided_grad(const ConvProblem& p) {
-  if (p.N * p.P * p.Q < kStridedGradOutputs)
-    return "too few outputs for the weights of its input gradient";
   auto tiled = [](int64_t inputs) {
     const TileAxis tiles = tile_axis(ceil_div(inputs, 2), 2);
     return 5 * tiles.full + 4 * tiles.brief;

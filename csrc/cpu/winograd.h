@@ -127,7 +127,8 @@ constexpr int64_t kNearFloats = 1 << 20, kSegmentFloats = 6 << 20;
 constexpr int64_t kBlockTiles = 56, kBlockPoints = kBlockTiles * 36;
 // Of the weight gradient, whose register tiles sum over them: in channels_last on Zen 4, a batch of
 // 16, 56 and 112 against 56 and kBlockPoints: 3x3/2 64->128 @56 1.18 and 1.24, 128->256 @28 1.21
-// and 1.24, 3x3 64->64 @56 0.98 and 1.04, 512->512 @7 0.99 and 1.11; 168 as 112.
+// and 1.24, 3x3 64->64 @56 0.98 and 1.04, 512->512 @7 0.99 and 1.11; 168 as 112. The longer sums
+// cost a quarter more error, which 5x5 has not to spare: up to 7.3 times torch's, of 8.
 constexpr int64_t kGradTiles = 112;
 // What becomes of a convolution's weights: transformed on every call; transformed before, and kept;
 // or it is their gradient that is summed.
@@ -140,7 +141,7 @@ constexpr int64_t kWinogradPixels = 64;      // rule "winograd tile"
 constexpr int64_t kGradPixels = 144;         // rule "winograd tile, weight gradient"
 constexpr int64_t kKeptMegabytes = 16;       // rule "winograd tile, kept weights"
 constexpr int64_t kStridedPixels = 256;      // rule "strided winograd tile"
-constexpr int64_t kStridedGradPixels = 784;  // rule "strided winograd tile, weight gradient"
+constexpr int64_t kStridedGradPixels = 400;  // rule "strided winograd tile, weight gradient"
 
 static inline bool small_tile(int64_t stride, int64_t pixels, int64_t channels,
                               WinogradWeights weights) {
@@ -173,7 +174,8 @@ static inline WinogradBlocking tile_blocking(const Job& job, int64_t taps, bool 
                          transposed, tile);
   b.rows = tile_axis(P, b.form.m), b.cols = tile_axis(Q, b.form.m);
   const bool summed = weights == WinogradWeights::summed;
-  const int64_t tiles = summed ? kGradTiles : min64(kBlockTiles, kBlockPoints / b.form.points());
+  const int64_t tiles =
+      summed && taps == 3 ? kGradTiles : min64(kBlockTiles, kBlockPoints / b.form.points());
   b.tile_cols = even_share(b.cols.count(), tiles);
   b.tile_rows = even_share(b.rows.count(), tiles / b.tile_cols);
   const int64_t image = b.rows.count() * b.cols.count();
