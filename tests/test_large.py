@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fastconv
+from fastconv.testing.compare import assert_good
 
 SIDE, STEP = 66000, 40000  # SIDE^2 > 2^32; STEP * SIDE > 2^31
 
@@ -45,3 +46,16 @@ def test_an_input_gradient_of_more_than_32_bits_can_number():
     dy = torch.ones(1, 1, 1, 2, dtype=torch.float16)
     dx = torch.ops.fastconv.avg_pool2d_grad(*(dy, 1, columns, 1, 1, 1, columns - 1, 0, 0, 0, 1, 0))
     assert dx[0, 0, 0, 0] == 1 and dx[0, 0, 0, -1] == 1 and dx[0, 0, 0, 1:4].sum() == 0
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_result_of_huge_pages_is_written_whole(layout):
+    """5 MiB, of which whole huge pages are a part; in channels_last more blocks than one."""
+    x = torch.randn(2, 5, 61, 67).contiguous(memory_format=layout)
+    w = torch.randn(160, 5, 1, 1)
+    truth = torch.nn.functional.conv2d(x.double(), w.double())
+    y = fastconv.conv2d(x, w)
+    assert y.numel() * y.element_size() > 4 << 20 and y.is_contiguous(memory_format=layout)
+    assert_good(y, torch.nn.functional.conv2d(x, w), truth, torch.float32)
+    assert torch.equal(fastconv.max_pool2d(y, 1, 1), y)
+    assert torch.equal(fastconv.residual_add(y, y), 2 * y)

@@ -10,8 +10,9 @@ import test_pool
 import torch
 import torch.nn.functional as F
 from conv_cases import DTYPES, LAYOUTS, gradients, make, values
-from test_triton_ops import EVERY, operands
-from test_triton_ops import block as small_block
+from test_triton_ops import EVERY
+from test_triton_torch import block as small_block
+from test_triton_torch import operands
 
 import fastconv
 from fastconv.testing.compare import assert_good
