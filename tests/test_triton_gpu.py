@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from conv_cases import DTYPES, LAYOUTS, gradients, make, values
 from test_triton_ops import EVERY
+from test_triton_torch import assert_equals_block, operands
 from test_triton_torch import block as small_block
-from test_triton_torch import operands
 
 import fastconv
 from fastconv.testing.compare import assert_good
@@ -94,15 +94,7 @@ def test_pooling(window, layout, dtype):
 
 def test_inductor_compiles_the_kernels_with_the_rest():
     args = [t.detach().cuda().requires_grad_() for t in operands()]
-    compiled = torch.compile(small_block, fullgraph=True)
-    ours, expected = compiled(*args), small_block(*args)
-    torch.testing.assert_close(ours, expected)
-    for a, c in zip(
-        torch.autograd.grad(ours.square().sum(), args[:2]),
-        torch.autograd.grad(expected.square().sum(), args[:2]),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, c)
+    assert_equals_block(torch.compile(small_block, fullgraph=True), args)
 
 
 def test_results_repeat():

@@ -33,18 +33,23 @@ def operands(n=2):
     return x.requires_grad_(), w.requires_grad_(), torch.randn(n, 6, 8, 10)
 
 
+def assert_equals_block(compiled, args):
+    """Results and gradients."""
+    ours, expected = compiled(*args), block(*args)
+    torch.testing.assert_close(ours, expected)
+    for a, c in zip(
+        torch.autograd.grad(ours.square().sum(), args[:2]),
+        torch.autograd.grad(expected.square().sum(), args[:2]),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, c)
+
+
 def test_compile():
     torch._dynamo.reset()
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=True)
     for args in (operands(), operands(3)):
-        ours, expected = compiled(*args), block(*args)
-        torch.testing.assert_close(ours, expected)
-        for a, c in zip(
-            torch.autograd.grad(ours.square().sum(), args[:2]),
-            torch.autograd.grad(expected.square().sum(), args[:2]),
-            strict=True,
-        ):
-            torch.testing.assert_close(a, c)
+        assert_equals_block(compiled, args)
 
 
 def test_export():
