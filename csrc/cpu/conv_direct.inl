@@ -69,6 +69,13 @@ inline int64_t products(const Run* runs, int64_t run_count) {
   return n;
 }
 
+// The inputs of the next tile, asked for evenly by the products of this one. By whole lines would
+// be too many for L1: 1x1 256->128 @56 with AVX2 on Zen 4 1914 -> 1860 us.
+template <class T>
+inline Lines next_inputs(const T* at, int64_t elements, int64_t count) {
+  return {(const char*)at, elements * (int64_t)sizeof(T) / max64(count, 1)};
+}
+
 // Accumulates one chunk into all pixels of a block.
 template <class T>
 inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t rows, int64_t cols,
@@ -90,7 +97,7 @@ inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t ro
     }
     to.ahead = ahead.take(count);
     if (!to.ahead.step && slab.c == 1)  // the pixels of the next tile
-      to.ahead = {(const char*)(slab.data + i * row_step + j * col_step), kLine};
+      to.ahead = next_inputs(slab.data + i * row_step + j * col_step, kTile * col_step, count);
     fma_tile<T>(J, x, runs, run_count, to, m * kPanel<T>, accumulate);
     ran |= 1u << (J - 1);
     m = end;
@@ -131,7 +138,7 @@ inline void store_tiles(const TapConv& job, const Slab<Compute<S>>& slab, int64_
       if (!tile.ahead.step && job.C <= 4)
         tile.ahead = {(const char*)(y + kTile * to->y_q), kLine};
       else if (!tile.ahead.step && slab.c == 1)
-        tile.ahead = {(const char*)(x[0] + kTile * step), kLine};
+        tile.ahead = next_inputs(x[0] + kTile * step, kTile * step, count);
       if (n < kTile) {
         fma_tile<T, V>(n, x, runs, run_count, rest, 0, false);
         for (int k = 0; k < V / 2; ++k)

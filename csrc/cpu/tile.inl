@@ -57,7 +57,8 @@ struct TilePanels {
 // does not look as far ahead as L3 is away (3x3 256->256 @56 on Emerald Rapids: 0.78 of the FMA
 // peak in the tiles, 0.89 so; a line per product, as a burst of lines holds up the loads behind
 // it). Where the products are fewer than the lines, two each: 512->512 @14 on Zen 4 2.4 -> 2.8
-// times the peak, @7 1.5 -> 1.7. Into L2, as it is too early for L1 (512->512 @14: 2.1).
+// times the peak, @7 1.5 -> 1.7. Into L2, as it is too early for L1 (512->512 @14 2.1, with AVX2
+// 4.1 ms in place of 2.8).
 struct Ahead {
   struct Stream {
     const char* at;
@@ -87,7 +88,7 @@ struct Ahead {
 };
 
 // kCache: the level that lines come into.
-template <class T, int J, int V, bool kInPlace = false, int kCache = V <= 2 ? 1 : 2>
+template <class T, int J, int V, bool kInPlace = false, int kCache = V < 2 ? 1 : 2>
 FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_count,
                               const TilePanels<T>& to, Vec<T> (&sums)[V][J]) {
   constexpr int W = kW<T>;
@@ -122,6 +123,8 @@ FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_co
       o += 2 * step;
     }
     for (; i > 0; --i) {
+      // One offset for all operands: GCC would step a pointer for each, beside 12 FMAs.
+      if (!kPairs) asm("" : "+r"(o));
       Vec<T> wv[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) wv[v] = load<T>(w + v / 2 * next + v % 2 * W);
