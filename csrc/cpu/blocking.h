@@ -124,7 +124,8 @@ static inline Blocking row_blocking(const TapConv& job, int64_t lanes, int64_t e
   b.along_rows = b.planar = true;
   const int64_t vector = lanes * element, vectors = ceil_div(job.Q, lanes);
   const int64_t most = max64(kRowBytes / ((job.C + job.K) * vector), 4);
-  b.cols = min64(even_share(vectors, most) * lanes, job.Q);
+  const int64_t width = 2 * tile_panels(2 * lanes, element);  // vectors of a tile
+  b.cols = min64(even_share(ceil_div(vectors, width), most / width) * width * lanes, job.Q);
   const int64_t slab = job.C * slab_rows(b.cols, 1, job.cols) * element;
   const int64_t row = slab * job.stride_h + job.K * b.cols * element;
   const int64_t halo = slab * max64(job.rows.count - 1, 0) * job.rows.offset_step;
