@@ -20,7 +20,7 @@ constexpr int64_t kBandBytes =
     16 * 1024;  // rows of a plane that a max pooling splits at once, in L1
 constexpr int64_t kGradSumBytes = 512 * 1024;  // of a task of the weight gradient of a 1x1
 constexpr int64_t kNearBytes = 2 << 20;        // weights that packing finds in L2, or nearly
-constexpr int64_t kInPlaceTiles = 32;
+constexpr int64_t kInPlaceTiles = 8;           // for each line of a tile's inputs
 constexpr int64_t kSumPixels = 112;  // of a partial sum of the weight gradient: bounds its error
 
 static inline int64_t slab_rows(int64_t out_rows, int64_t stride, const TapAxis& taps) {
@@ -233,8 +233,10 @@ static inline Blocking weight_grad_1x1_blocking(const WeightGrad& job, int64_t w
   b.tasks = job.G * b.chunk_blocks * b.panel_blocks;
   // x is packed where that is little beside the products; else it is read where it lies, if it can
   // be. Emerald Rapids, packed -> in place: 192 -> 16 @28 51 -> 37 us, 192 -> 64 @28 139 -> 128,
-  // 512 -> 144 @14 190 -> 188, 832 -> 384 @7 224 -> 232.
-  b.packed = tiles > kInPlaceTiles;
+  // 512 -> 144 @14 190 -> 188, 832 -> 384 @7 224 -> 232. The pixels of x lie far apart, in few sets
+  // of L1, and AVX2's tiles take one line of each: in place -> packed on Zen 4 192 -> 96 @28 306 ->
+  // 320, 256 -> 64 @56 1168 -> 1073, 256 -> 128 @56 2376 -> 2030.
+  b.packed = tiles * 64 > kInPlaceTiles * width * element;
   return b;
 }
 
