@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastconv import _C
 from fastconv.testing.compare import FACTORS
 from fastconv.tune import Convolution
 
@@ -97,6 +98,7 @@ class Rule:
     directions: tuple[str, ...]
     above: bool = False  # the second runs over the threshold only, not at it
     error_limit: float | None = None  # a rule of exactness: times torch's own error
+    most_lanes: bool = False  # the threshold is at most the float32 lanes of a vector
 
     def source(self) -> int:
         """The threshold in the source; 0, always, where the order of rows is the rule."""
@@ -105,7 +107,7 @@ class Rule:
         found = re.search(rf"int64_t {self.constant} = (\d+);", (ROOT / self.file).read_text())
         if not found:
             raise ValueError(f"{self.file} has no constant {self.constant}")
-        return int(found[1])
+        return min(int(found[1]), _C.cpu_lanes()) if self.most_lanes else int(found[1])
 
 
 def squares(sizes: tuple, channels: tuple, **more) -> tuple[Problem, ...]:
@@ -165,7 +167,7 @@ STRIDED_TILES = squares((14, 20, 28, 32, 36, 40, 56), ((64, 64), (128, 128)), st
 RULES = (
     Rule(
         "winograd channels", "kWinogradChannels", PLAN, "least channels per group", channels,
-        ("direct", "winograd"), WINOGRAD_CHANNELS, ("forward", "input_grad"),
+        ("direct", "winograd"), WINOGRAD_CHANNELS, ("forward", "input_grad"), most_lanes=True,
     ),
     Rule(
         "winograd channels, weight gradient", "kWeightGradChannels", PLAN,
@@ -174,7 +176,12 @@ RULES = (
     ),
     Rule(
         "strided winograd channels", "kStridedChannels", PLAN, "least channels per group", channels,
-        ("direct", "winograd"), STRIDED_CHANNELS, ("forward", *GRADS),
+        ("direct", "winograd"), STRIDED_CHANNELS, ("forward", "weight_grad"),
+    ),
+    Rule(
+        "strided winograd channels, input gradient", "kStridedGradChannels", PLAN,
+        "least channels per group", channels,
+        ("direct", "winograd"), STRIDED_CHANNELS, ("input_grad",),
     ),
     Rule(
         "winograd pixels", "kLeastPixels", PLAN, "pixels", outputs,

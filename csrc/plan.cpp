@@ -31,9 +31,10 @@ const char* refuse_depthwise(const ConvProblem& p, const Capabilities&, Directio
 
 // What was measured. bench/thresholds.py runs both sides of every rule; what it found is in
 // bench/results/thresholds_*.json: `bench/thresholds.py --show FILE` prints a table of each.
-constexpr int64_t kWinogradChannels = 12;      // rule "winograd channels": per group, in and out
+constexpr int64_t kWinogradChannels = 12;      // rule "winograd channels": or those of a vector
 constexpr int64_t kWeightGradChannels = 4;     // rule "winograd channels, weight gradient"
 constexpr int64_t kStridedChannels = 24;       // rule "strided winograd channels"
+constexpr int64_t kStridedGradChannels = 16;   // rule "strided winograd channels, input gradient"
 constexpr int64_t kLeastPixels = 16;           // rule "winograd pixels": of a batch
 constexpr int64_t kWeightGrad5x5Pixels = 512;  // rule "5x5 weight gradient error": of a batch
 constexpr int64_t kStridedGradPercent = 88;    // rule "strided input gradient products"
@@ -52,11 +53,16 @@ const char* avoid_strided_grad(const ConvProblem& p) {
   return nullptr;
 }
 
-const char* avoid_winograd(const ConvProblem& p, Direction direction) {
+// Per group, in and out, to pay the transforms.
+int64_t fewest_channels(bool strided, const Capabilities& caps, Direction direction) {
+  if (strided) return direction == Direction::input_grad ? kStridedGradChannels : kStridedChannels;
+  if (direction == Direction::weight_grad) return kWeightGradChannels;
+  return min64(kWinogradChannels, caps.lanes);
+}
+
+const char* avoid_winograd(const ConvProblem& p, const Capabilities& caps, Direction direction) {
   const bool strided = p.stride_h > 1;
-  const int64_t fewest = strided                               ? kStridedChannels
-                         : direction == Direction::weight_grad ? kWeightGradChannels
-                                                               : kWinogradChannels;
+  const int64_t fewest = fewest_channels(strided, caps, direction);
   if (p.C / p.G < fewest || p.K / p.G < fewest)
     return "too few channels per group to pay its transforms";
   if (p.N * p.P * p.Q < kLeastPixels || p.N * p.H * p.W < kLeastPixels)
@@ -79,7 +85,7 @@ const char* refuse_winograd(const ConvProblem& p, const Capabilities& caps, Dire
     return "on so small a map most taps read padding, which its rounding does not know";
   if (strided && direction == Direction::input_grad && (p.pad_t != 1 || p.pad_l != 1))
     return "of stride 2 its input gradient begins with an input of one tap: padding 1 only";
-  return caps.measured_rules ? avoid_winograd(p, direction) : nullptr;
+  return caps.measured_rules ? avoid_winograd(p, caps, direction) : nullptr;
 }
 
 const char* refuse_direct(const ConvProblem&, const Capabilities&, Direction) { return nullptr; }

@@ -145,7 +145,7 @@ def test_refusals_are_words():
             "too few products",
         ),
         ((1, 64, 5, 6), (64, 64, 3, 5), {"padding": 2}, "winograd", "neither 3x3 nor 5x5"),
-        ((1, 8, 5, 6), (64, 8, 3, 3), {"padding": 1}, "winograd", "too few channels"),
+        ((1, 3, 5, 6), (64, 3, 3, 3), {"padding": 1}, "winograd", "too few channels"),
         ((1, 64, 5, 6), (64, 64, 3, 3), {"padding": 3}, "winograd", "padding only"),
         ((3, 64, 1, 9), (64, 64, 3, 3), {"padding": 1}, "winograd", "so small a map"),
         ((1, 64, 5, 6), (64, 64, 5, 5), {}, "winograd", "so small a map"),
@@ -163,6 +163,15 @@ def test_refusals_are_words():
 def test_each_reason(x, w, keywords, refused, reason):
     refusals = {c.algorithm: c.refusal for c in fastconv.explain(x, w, **keywords).candidates}
     assert reason in refusals[refused]
+
+
+def test_narrow_vectors_pay_for_fewer_channels(isa):
+    def algorithm(channels):
+        sizes = (1, channels, 15, 14), (64, channels, 3, 3)
+        return fastconv.explain(*sizes, padding=1).algorithm
+
+    fewest = {"baseline": 4, "avx2": 8}.get(isa, 12)
+    assert [algorithm(fewest - 1), algorithm(fewest)] == ["direct", "winograd"]
 
 
 def test_a_sum_over_a_batch_is_long_enough_for_a_5x5_weight_gradient():

@@ -12,6 +12,7 @@ namespace fastconv {
 
 // The kernels in use: the widest ISA the processor has, or the one FASTCONV_ISA names.
 const KernelTable& cpu_kernels();
+inline int64_t cpu_lanes() { return cpu_kernels().panel_f32 / 2; }  // float32 in a vector
 // Every ISA this build has and this processor runs, narrow to wide.
 std::string cpu_isas();
 // Every register tile of those, by name, and whether it has run in this process.
