@@ -12,99 +12,11 @@
 // 64 bytes 0.97 times as fast).
 namespace fastconv::FASTCONV_NS {
 
-constexpr int kRowVectors = kPairs ? 4 : 2;  // of a tile: 24 or 12 accumulators
-
 constexpr int64_t kRowPanelTiles = 16;  // that read a panel, for its copy to pay
 
-// Which tiles ran, in float and double: bit J - 1, 8 higher for each further vector.
-static uint32_t row_tiles_ran[2];
-
-// Products of a filter's taps or channels, one after the other in both operands.
-struct RowRun {
-  int64_t x, x_step, w, w_step, count;
-};
-
-// Where the sums of a tile go: element (j, v W) at y + j * plane + v * W.
-template <class T>
-struct RowTarget {
-  T* y;
-  int64_t plane;
-  const T* before;  // partial sums to add, as y with their own plane; may be null
-  int64_t before_plane;
-  const T* residual;  // may be null
-  int64_t residual_plane;
-  const T* bias;  // of the tile's channels; may be null
-  bool relu;
-  int64_t last;  // lanes of the last vector
-};
-
-template <class T, int J, int V>
-__attribute__((noinline)) void row_tile(const T* x, const T* const* w, const RowRun* runs,
-                                        int64_t run_count, const RowTarget<T>& to, Lines next) {
-  constexpr int W = kW<T>;
-  const T* base[J];
-  Vec<T> sums[J][V];
-#pragma GCC unroll 6
-  for (int j = 0; j < J; ++j) {
-    base[j] = w[j];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sums[j][v] = Vec<T>{};
-  }
-  for (const RowRun* run = runs; run < runs + run_count; ++run) {
-    const T* from = x + run->x;
-    const int64_t x_step = run->x_step, w_step = run->w_step;
-    int64_t o = run->w;
-    for (int64_t i = run->count; i > 0; --i) {
-      Vec<T> xv[V];
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) xv[v] = load<T>(from + v * W);
-#pragma GCC unroll 6
-      for (int j = 0; j < J; ++j) {
-        const Vec<T> b = broadcast<T>(base[j][o]);
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) fma<T>(sums[j][v], xv[v], b);
-      }
-      __builtin_prefetch(next.at, 0, 2);
-      next.at += next.step, from += x_step, o += w_step;
-    }
-  }
-#pragma GCC unroll 6
-  for (int j = 0; j < J; ++j)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      const int64_t lanes = v < V - 1 ? W : to.last;
-      Vec<T>& sum = sums[j][v];
-      if (to.before) sum += load<T>(to.before + j * to.before_plane + v * W);
-      if (to.bias) sum += broadcast<T>(to.bias[j]);
-      if (to.residual) sum += load_lanes<T>(to.residual + j * to.residual_plane + v * W, lanes);
-      if (to.relu) sum = activate<T>(sum, Activation::relu);
-      store_lanes<T>(to.y + j * to.plane + v * W, sum, lanes, 1);
-    }
-}
-
-template <class T, int V>
-FASTCONV_INLINE void row_tile(int J, const T* x, const T* const* w, const RowRun* runs,
-                              int64_t run_count, const RowTarget<T>& to, Lines next) {
-  switch (J) {
-    case 1: return row_tile<T, 1, V>(x, w, runs, run_count, to, next);
-    case 2: return row_tile<T, 2, V>(x, w, runs, run_count, to, next);
-    case 3: return row_tile<T, 3, V>(x, w, runs, run_count, to, next);
-    case 4: return row_tile<T, 4, V>(x, w, runs, run_count, to, next);
-    case 5: return row_tile<T, 5, V>(x, w, runs, run_count, to, next);
-    default: return row_tile<T, 6, V>(x, w, runs, run_count, to, next);
-  }
-}
-
-template <class T>
-FASTCONV_INLINE void row_tile(int J, int V, const T* x, const T* const* w, const RowRun* runs,
-                              int64_t run_count, const RowTarget<T>& to, Lines next) {
-  if constexpr (kRowVectors == 4) {
-    if (V == 4) return row_tile<T, 4>(J, x, w, runs, run_count, to, next);
-    if (V == 3) return row_tile<T, 3>(J, x, w, runs, run_count, to, next);
-  }
-  if (V == 1) return row_tile<T, 1>(J, x, w, runs, run_count, to, next);
-  return row_tile<T, 2>(J, x, w, runs, run_count, to, next);
-}
+// Whether every product is a run of its own: the sums of a stem are too short for loops in them
+// (3x3 3->64 @224 on Zen 4 2.35 -> 1.96 ms, with AVX2 3.0 -> 2.3).
+inline bool row_singles(const TapConv& job) { return job.C <= 4; }
 
 struct RowScratch {
   int64_t slab, acc, bias, panel, runs, total;  // byte offsets
@@ -122,8 +34,9 @@ inline RowScratch row_scratch(const TapConv& job, const Blocking& b) {
   s.bias = s.acc + align64(b.panels * kTile * b.rows * ceil_div(b.cols, W) * W * sizeof(T));
   s.panel = s.bias + align64(b.panels * kTile * sizeof(T));
   s.runs = s.panel + b.chunk * kRowVectors * W * sizeof(T);
-  s.total =
-      s.runs + max64(job.rows.count * max64(job.cols.count, b.chunk), 2) * (int64_t)sizeof(RowRun);
+  const int64_t across =
+      row_singles(job) ? job.cols.count * b.chunk : max64(job.cols.count, b.chunk);
+  s.total = s.runs + max64(job.rows.count * across, 2) * (int64_t)sizeof(RowRun);
   return s;
 }
 
@@ -182,6 +95,20 @@ inline int64_t row_runs(const TapConv& job, const int64_t ws[5], const RowSource
                         int64_t c0, int64_t cn, RowRun* runs) {
   const Slab<T>& slab = from.slab;
   const TapAxis &rows = job.rows, &cols = job.cols;
+  if (row_singles(job)) {
+    int64_t n = 0;
+    for (int64_t c = c0; c < c0 + cn; ++c)
+      for (int64_t i = 0; i < rows.count; ++i)
+        for (int64_t j = 0; j < cols.count; ++j) {
+          const bool tail = from.tail && c == job.C - 1;
+          const int64_t x = tail ? from.tail - slab.data : c * slab.c;
+          runs[n++] = {x + i * rows.offset_step * slab.h + j * cols.offset_step, 0,
+                       c * ws[2] + (rows.index + i * rows.index_step) * ws[3] +
+                           (cols.index + j * cols.index_step) * ws[4],
+                       0, 1};
+        }
+    return n;
+  }
   const bool along_cols = cn < cols.count;
   const int64_t outer = along_cols ? cn : cols.count;
   int64_t n = 0;
@@ -288,18 +215,23 @@ inline void row_run(const TapConv& job, const Blocking& b, const void* packed, v
     const PanelStore<S> to = channel_store<S>(job, n, g, k0, k1 - k0);
     for (int64_t k = 0; direct && to.bias && k < to.lanes; ++k)
       bias[k] = widen(to.bias[k * to.bias_s]);
-    const bool in_panels =
-        !kPairs && job.rows.count * job.cols.count == 1 && last - first >= kRowPanelTiles;
+    // A stem reads few inputs: one plane of outputs after the other is written.
+    const bool planes = row_singles(job);
+    const bool in_panels = !planes && !kPairs && job.rows.count * job.cols.count == 1 &&
+                           last - first >= kRowPanelTiles;
     for (int64_t c0 = 0; c0 < job.C; c0 += b.chunk) {
       const int64_t cn = min64(b.chunk, job.C - c0);
       int64_t run_count = in_panels ? 0 : row_runs(job, ws, source, c0, cn, runs);
-      for (int64_t i = 0; i < rows; ++i)
-        for (int64_t segment = 0; segment < segments; ++segment) {
-          const bool more = segment + 1 < segments;
-          const int64_t low = vectors * segment / segments;
-          const int V = (int)(vectors * (segment + 1) / segments - low);
-          const T* x = slab.data + i * job.stride_h * slab.h + low * W;
-          const T* next = more ? x + c0 * slab.c + V * W : nullptr;
+      int64_t i = 0, segment = 0, group = first, low = 0, k = 0;
+      int V = 0, J = 0;
+      const T *x = nullptr, *next = nullptr, *w[kTile];
+      for (int64_t tiles = rows * segments * (last - first); tiles > 0; --tiles) {
+        const bool more = segment + 1 < segments;
+        if (planes || group == first) {
+          low = vectors * segment / segments;
+          V = (int)(vectors * (segment + 1) / segments - low);
+          x = slab.data + i * job.stride_h * slab.h + low * W;
+          next = more ? x + c0 * slab.c + V * W : nullptr;
           if (in_panels) {
             RowSource<T> row = source;
             row.slab.data += i * job.stride_h * slab.h;
@@ -307,39 +239,46 @@ inline void row_run(const TapConv& job, const Blocking& b, const void* packed, v
             run_count = row_runs(job, ws, row, c0, cn, runs);
             x = row.slab.data;
           }
-          for (int64_t group = first; group < last; ++group) {
-            const int64_t k = job.K * group / groups;
-            const int J = (int)(job.K * (group + 1) / groups - k);
-            const T* w[kTile];
-            for (int j = 0; j < J; ++j) w[j] = weights + (k + j) * ws[1];
-            const int64_t from = k - k0, column = low * W;
-            T* sums = acc + from * plane + i * pitch + column;
-            RowTarget<T> target = {sums, plane, c0 > 0 ? sums : nullptr, plane};
-            target.last = W;
-            if (direct && c0 + b.chunk >= job.C) {
-              const int64_t p = p0 + i, q = q0 + column;
-              target.y = (T*)to.y + from * to.y_k + p * to.y_p + q, target.plane = to.y_k;
-              if (to.residual)
-                target.residual = (const T*)to.residual + from * to.r_k + p * to.r_p + q;
-              target.residual_plane = to.r_k;
-              if (to.bias) target.bias = bias + from;
-              target.relu = to.activation == Activation::relu;
-              if (!more) target.last = cols - (vectors - 1) * W;
-              // The next tile's outputs: a core does not ask ahead for so many planes (3x3 3->64
-              // @224 on Zen 4: 3.1 -> 2.1 ms).
-              if (group + 1 < last)
-                for (int j = 0; j < J; ++j)
-                  for (int v = 0; v < V; ++v)
-                    __builtin_prefetch(target.y + (J + j) * to.y_k + v * W, 1, 3);
-            }
-            const int64_t line = (group - first) * kLine / (int64_t)sizeof(T);
-            Lines lines = {(const char*)weights, 0};
-            if (next && line < V * W)
-              lines = {(const char*)(next + line), slab.c * (int64_t)sizeof(T)};
-            row_tile<T>(J, V, x, w, runs, run_count, target, lines);
-            ran |= 1u << (8 * (V - 1) + J - 1);
+        }
+        if (!planes || (i == 0 && segment == 0)) {
+          k = job.K * group / groups;
+          J = (int)(job.K * (group + 1) / groups - k);
+          for (int j = 0; j < J; ++j) w[j] = weights + (k + j) * ws[1];
+        }
+        const int64_t from = k - k0, column = low * W;
+        T* sums = acc + from * plane + i * pitch + column;
+        RowTarget<T> target = {sums, plane, c0 > 0 ? sums : nullptr, plane};
+        target.last = W;
+        if (direct && c0 + b.chunk >= job.C) {
+          const int64_t p = p0 + i, q = q0 + column;
+          target.y = (T*)to.y + from * to.y_k + p * to.y_p + q, target.plane = to.y_k;
+          if (to.residual) target.residual = (const T*)to.residual + from * to.r_k + p * to.r_p + q;
+          target.residual_plane = to.r_k;
+          if (to.bias) target.bias = bias + from;
+          target.relu = to.activation == Activation::relu;
+          if (!more) target.last = cols - (vectors - 1) * W;
+          // The next tile's outputs, where a core does not look so far ahead.
+          if (planes ? kPairs : group + 1 < last) {
+            const T* y = target.y + (planes ? V * W : J * to.y_k);
+            for (int j = 0; j < J; ++j)
+              for (int v = 0; v < V; v += kLine / (int)sizeof(Vec<T>))
+                __builtin_prefetch(y + j * to.y_k + v * W, 1, 3);
           }
         }
+        const int64_t line = (group - first) * kLine / (int64_t)sizeof(T);
+        Lines lines = {(const char*)weights, 0};
+        if (!planes && next && line < V * W)
+          lines = {(const char*)(next + line), slab.c * (int64_t)sizeof(T)};
+        row_tile<T>(J, V, x, w, runs, run_count, target, lines);
+        ran |= 1u << (8 * (V - 1) + J - 1);
+        if (planes) {
+          if (++segment == segments) segment = 0, ++i;
+          if (i == rows) i = 0, ++group;
+        } else {
+          if (++group == last) group = first, ++segment;
+          if (segment == segments) segment = 0, ++i;
+        }
+      }
     }
     if (direct) continue;
     switch (job.activation) {

@@ -13,6 +13,7 @@
 #include "slab.inl"
 #include "store.inl"
 #include "conv_direct.inl"
+#include "row_tile.inl"
 #include "conv_rows.inl"
 #include "conv_dots.inl"
 #include "conv_axpy.inl"

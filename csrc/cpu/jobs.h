@@ -116,7 +116,7 @@ struct KernelTable {
   void (*bias_grad_run)(const View& dy, DType dtype, void* db, int64_t begin, int64_t end);
 
   const uint32_t (*tiles_ran)[3];  // see tile.inl: by kind, of 1, 2 and 4 vectors
-  const uint32_t* row_tiles_ran;   // see conv_rows.inl: in float and double
+  const uint32_t* row_tiles_ran;   // see row_tile.inl: in float and double
   const uint32_t* dot_tiles_ran;   // see conv_dots.inl
   const uint32_t* axpy_tiles_ran;  // see conv_axpy.inl
   bool pairs;
