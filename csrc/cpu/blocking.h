@@ -68,9 +68,13 @@ static inline int64_t task_panels(int64_t panels, int64_t blocks, int64_t thread
 // 528 -> 256 @14 372 -> 386, 1024 -> 256 @14 732 -> 814, 1024 -> 512 @14 1418 -> 1790.
 constexpr int64_t kRowInputs = 256, kRowOutputs = 160;
 
-static inline bool along_rows(const TapConv& job, int64_t lanes) {
-  if (job.stride_w != 1 || job.Q == 0) return false;
-  const double filled = (double)job.Q / (double)(ceil_div(job.Q, lanes) * lanes);
+static inline bool along_rows(const TapConv& job, int64_t lanes, int64_t element) {
+  if (job.Q == 0) return false;
+  auto share = [&](int64_t of) { return (double)job.Q / (double)(ceil_div(job.Q, of) * of); };
+  // A stem's inputs may be split by column phase. On Zen 4, panels -> rows: 7x7/2 3 -> 64 @224 2540
+  // -> 2180 us; 11x11/4, whose rows of 55 outputs do not fill lines, 1370 -> 1470.
+  if (job.stride_w != 1) return job.C <= 4 && job.ys[1] != 1 && share(64 / element) > 0.87;
+  const double filled = share(lanes);
   const int64_t taps = job.rows.count * job.cols.count;
   if (2 * job.K <= lanes && filled > (double)job.K / (double)lanes) return true;
   return job.ys[1] != 1 && filled > 0.85 &&
@@ -126,7 +130,7 @@ static inline Blocking row_blocking(const TapConv& job, int64_t lanes, int64_t e
   const int64_t most = max64(kRowBytes / ((job.C + job.K) * vector), 4);
   const int64_t width = 2 * tile_panels(2 * lanes, element);  // vectors of a tile
   b.cols = min64(even_share(ceil_div(vectors, width), most / width) * width * lanes, job.Q);
-  const int64_t slab = job.C * slab_rows(b.cols, 1, job.cols) * element;
+  const int64_t slab = job.C * slab_rows(b.cols, job.stride_w, job.cols) * element;
   const int64_t row = slab * job.stride_h + job.K * b.cols * element;
   const int64_t halo = slab * max64(job.rows.count - 1, 0) * job.rows.offset_step;
   b.rows = even_share(job.P, max64((kRowBytes - halo) / row, 1));
@@ -161,7 +165,7 @@ static inline bool asks_outputs(const TapConv& job, int64_t chunk, int64_t eleme
 static inline Blocking conv_blocking(const TapConv& job, int64_t panel, int64_t element,
                                      int64_t threads, bool packed) {
   if (!packed && few_pixels(job)) return few_blocking(job, panel, element, threads);
-  if (along_rows(job, panel / 2)) return row_blocking(job, panel / 2, element, threads);
+  if (along_rows(job, panel / 2, element)) return row_blocking(job, panel / 2, element, threads);
   Blocking b = {};
   const int64_t taps = max64(job.rows.count * job.cols.count, 1);
   b.planar = planar_slab(job.C, job.xs);

@@ -18,6 +18,12 @@ constexpr int64_t kRowPanelTiles = 16;  // that read a panel, for its copy to pa
 // (3x3 3->64 @224 on Zen 4 2.35 -> 1.96 ms, with AVX2 3.0 -> 2.3).
 inline bool row_singles(const TapConv& job) { return job.C <= 4; }
 
+// A row of the slab of so many outputs, its columns split where they are strided.
+inline Phases row_phases(const TapConv& job, int64_t outputs) {
+  const int64_t columns = max64(slab_rows(outputs, job.stride_w, job.cols), 1);
+  return {job.stride_w, ceil_div(columns, job.stride_w)};
+}
+
 struct RowScratch {
   int64_t slab, acc, bias, panel, runs, total;  // byte offsets
 };
@@ -26,7 +32,7 @@ template <class T>
 inline RowScratch row_scratch(const TapConv& job, const Blocking& b) {
   constexpr int W = kW<T>;
   const int64_t rows = max64(slab_rows(b.rows, job.stride_h, job.rows), 1);
-  const int64_t cols = max64(slab_rows(b.cols, 1, job.cols), 1);
+  const int64_t cols = row_phases(job, b.cols).size();
   RowScratch s;
   s.slab = 0;
   // A tile reads and writes whole vectors.
@@ -65,6 +71,29 @@ struct RowSource {
   const T* tail;
 };
 
+// A slab whose rows are split by column phase; `cols` are columns of x.
+template <class S>
+inline Slab<Compute<S>> split_slab(const TapConv& job, const S* x, int64_t row0, int64_t rows,
+                                   int64_t col0, int64_t cols, Compute<S>* scratch) {
+  typedef Compute<S> T;
+  const Phases phases = {job.stride_w, ceil_div(cols, job.stride_w)};
+  const Slab<T> slab = {scratch, rows * phases.size(), phases.size(), 1};
+  const int64_t left = min64(max64(-col0, 0), cols);
+  const int64_t body = max64(min64(job.W - max64(col0, 0), cols - left), 0);
+  for (int64_t c = 0; c < job.C; ++c)
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t h = row0 + i;
+      const bool inside = h >= 0 && h < job.H;
+      T* row = scratch + c * slab.c + i * slab.h;
+      if (!inside || body < slab.h) zero(row, slab.h);
+      if (inside)
+        split_row<S>(phases, row, left,
+                     x + c * job.xs[1] + h * job.xs[2] + (col0 + left) * job.xs[3], body,
+                     job.xs[3]);
+    }
+  return slab;
+}
+
 // Of a block of the image x: a copy, or where no tap reads padding one row where it lies.
 template <class S>
 inline RowSource<Compute<S>> row_source(const TapConv& job, const S* x, int64_t row0, int64_t rows,
@@ -72,6 +101,7 @@ inline RowSource<Compute<S>> row_source(const TapConv& job, const S* x, int64_t 
                                         const S* end) {
   typedef Compute<S> T;
   constexpr int W = kW<T>;
+  if (job.stride_w > 1) return {split_slab<S>(job, x, row0, rows, col0, cols, scratch), nullptr};
   const bool inside = row0 >= 0 && row0 < job.H && col0 >= 0 && col0 + cols <= job.W;
   const int64_t read = ceil_div(cols, W) * W;
   const bool aligned = (intptr_t)x % sizeof(T) == 0;  // offsets from x to the tail are whole
@@ -92,7 +122,7 @@ inline RowSource<Compute<S>> row_source(const TapConv& job, const S* x, int64_t 
 // The reduction over channels [c0, c0 + cn), in runs along channels or, if those are few, columns.
 template <class T>
 inline int64_t row_runs(const TapConv& job, const int64_t ws[5], const RowSource<T>& from,
-                        int64_t c0, int64_t cn, RowRun* runs) {
+                        const Phases& phases, int64_t c0, int64_t cn, RowRun* runs) {
   const Slab<T>& slab = from.slab;
   const TapAxis &rows = job.rows, &cols = job.cols;
   if (row_singles(job)) {
@@ -102,7 +132,7 @@ inline int64_t row_runs(const TapConv& job, const int64_t ws[5], const RowSource
         for (int64_t j = 0; j < cols.count; ++j) {
           const bool tail = from.tail && c == job.C - 1;
           const int64_t x = tail ? from.tail - slab.data : c * slab.c;
-          runs[n++] = {x + i * rows.offset_step * slab.h + j * cols.offset_step, 0,
+          runs[n++] = {x + i * rows.offset_step * slab.h + phases.at(j * cols.offset_step), 0,
                        c * ws[2] + (rows.index + i * rows.index_step) * ws[3] +
                            (cols.index + j * cols.index_step) * ws[4],
                        0, 1};
@@ -201,10 +231,10 @@ inline void row_run(const TapConv& job, const Blocking& b, const void* packed, v
     if (rows <= 0 || cols <= 0) continue;
     if (block != filled && job.rows.count && job.cols.count) {
       const int64_t slab_h = slab_rows(rows, job.stride_h, job.rows);
-      const int64_t slab_w = slab_rows(cols, 1, job.cols);
+      const int64_t slab_w = slab_rows(cols, job.stride_w, job.cols);
       source = row_source<S>(job, (const S*)job.x + n * job.xs[0] + g * job.C * job.xs[1],
-                             p0 * job.stride_h + job.rows.offset, slab_h, q0 + job.cols.offset,
-                             slab_w, (T*)scratch, x_end);
+                             p0 * job.stride_h + job.rows.offset, slab_h,
+                             q0 * job.stride_w + job.cols.offset, slab_w, (T*)scratch, x_end);
       filled = block;
     }
     const int64_t last = min64(first + b.panels, groups);
@@ -217,11 +247,12 @@ inline void row_run(const TapConv& job, const Blocking& b, const void* packed, v
       bias[k] = widen(to.bias[k * to.bias_s]);
     // A stem reads few inputs: one plane of outputs after the other is written.
     const bool planes = row_singles(job);
+    const Phases phases = row_phases(job, cols);
     const bool in_panels = !planes && !kPairs && job.rows.count * job.cols.count == 1 &&
                            last - first >= kRowPanelTiles;
     for (int64_t c0 = 0; c0 < job.C; c0 += b.chunk) {
       const int64_t cn = min64(b.chunk, job.C - c0);
-      int64_t run_count = in_panels ? 0 : row_runs(job, ws, source, c0, cn, runs);
+      int64_t run_count = in_panels ? 0 : row_runs(job, ws, source, phases, c0, cn, runs);
       int64_t i = 0, segment = 0, group = first, low = 0, k = 0;
       int V = 0, J = 0;
       const T *x = nullptr, *next = nullptr, *w[kTile];
@@ -236,7 +267,7 @@ inline void row_run(const TapConv& job, const Blocking& b, const void* packed, v
             RowSource<T> row = source;
             row.slab.data += i * job.stride_h * slab.h;
             row = row_panel(row, c0, cn, job.C, low * W, V, panel);
-            run_count = row_runs(job, ws, row, c0, cn, runs);
+            run_count = row_runs(job, ws, row, phases, c0, cn, runs);
             x = row.slab.data;
           }
         }

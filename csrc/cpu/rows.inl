@@ -67,7 +67,22 @@ inline void split_row(const Phases& to, Compute<S>* dst, int64_t first, const S*
     }
     return;
   }
-  for (int64_t i = 0; i < min64(to.stride, n); ++i)
+  int64_t done = 0;
+  if (to.stride == 4 && step == 1) {
+    T* phase[4];
+    for (int i = 0; i < 4; ++i) phase[i] = dst + to.at(first + i);
+    for (; done + 4 * W <= n; done += 4 * W) {
+      Vec<T> even[2], odd[2], out[4];
+      for (int i = 0; i < 2; ++i) {
+        const S* from = src + done + 2 * i * W;
+        deinterleave<T>(load_widened<S>(from), load_widened<S>(from + W), even[i], odd[i]);
+      }
+      deinterleave<T>(even[0], even[1], out[0], out[2]);
+      deinterleave<T>(odd[0], odd[1], out[1], out[3]);
+      for (int i = 0; i < 4; ++i) store<T>(phase[i] + done / 4, out[i]);
+    }
+  }
+  for (int64_t i = done; i < min64(done + to.stride, n); ++i)
     widen_row<S>(dst + to.at(first + i), src + i * step, ceil_div(n - i, to.stride),
                  step * to.stride);
 }
