@@ -24,6 +24,15 @@ COLUMNS = tuple(f"{engine} {layout}" for engine in ENGINES for layout in LAYOUTS
 TITLES = ("torch NCHW", "torch cl", "fastconv NCHW", "fastconv cl")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 SETTINGS = ("threads", "batch", "dtype", "rounds")
+# What holds fastconv, oneDNN, ATen and MKL to an instruction set.
+SWITCHES = {
+    "avx2": {
+        "FASTCONV_ISA": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    }
+}
 
 
 def parser(description: str | None, sizes: bool = True) -> argparse.ArgumentParser:
@@ -39,6 +48,9 @@ def parser(description: str | None, sizes: bool = True) -> argparse.ArgumentPars
         "--filter", metavar="REGEX", default="", help="only rows whose name matches"
     )
     options.add_argument("--rounds", type=int, default=3, help="times that each row is measured")
+    options.add_argument(
+        "--isa", choices=SWITCHES, help="hold both engines to it; default: the processor's"
+    )
     options.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     options.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
     return options
@@ -78,7 +90,8 @@ def measure(
     A row is its request with "seconds" by column. Returns the rows that were measured in full,
     which ``--json`` saves too, and the exit status: 1 if there is none or another failed.
     """
-    settings = {**settings, **{key: getattr(options, key) for key in SETTINGS}}
+    settings = {"isa": hold_isa(options), **settings}
+    settings |= {key: getattr(options, key) for key in SETTINGS}
     good: list[dict] = []
     with (
         start_workers(script, options.threads) as workers,
@@ -109,6 +122,14 @@ def measure(
     if options.json:
         save(options.json, {**head, "rows": good})
     return good, 0 if good and len(good) == len(requests) else 1
+
+
+def hold_isa(options: argparse.Namespace) -> str:
+    """Obeys ``--isa`` in this process and its workers; the name of fastconv's instruction set."""
+    from fastconv import _C
+
+    os.environ.update(SWITCHES.get(options.isa, {}))
+    return _C.cpu_isa()
 
 
 def document_head(script: str, settings: dict, peak: float, progress: Progress) -> dict:

@@ -90,8 +90,9 @@ def caption(document: dict) -> str:
     """What was measured, where, with what."""
     kind = " (training step)" if document.get("train") else ""
     threads = document["threads"]
+    isa = f"{document['isa']}, " if "isa" in document else ""
     return (
-        f"{document['benchmark']}{kind}, batch {document['batch']}, {document['dtype']}, "
+        f"{document['benchmark']}{kind}, batch {document['batch']}, {document['dtype']}, {isa}"
         f"{threads} thread{'s' if threads > 1 else ''}; {document['processor']}, FMA peak "
         f"{document['fma_gflops']:.0f} GFLOP/s; torch {document['torch']}, "
         f"fastconv {document['fastconv']}; {document['date']}"

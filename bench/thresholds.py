@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from common import LAYOUTS, Progress, document_head, parser, save, start_workers, work
+from common import LAYOUTS, Progress, document_head, hold_isa, parser, save, start_workers, work
 from fastconv import _C
 from fastconv.testing.compare import relative_rms
 from fastconv.testing.timing import Contest, Worker, WorkerError, quartile
@@ -279,7 +279,7 @@ def run(options: argparse.Namespace) -> int:
         return 1
     torch.set_num_threads(options.threads)
     done: list[dict] = []
-    settings = {"isa": _C.cpu_isa(), "threads": options.threads, "rounds": options.rounds}
+    settings = {"isa": hold_isa(options), "threads": options.threads, "rounds": options.rounds}
     with (
         start_workers(__file__, options.threads, ["fastconv"]) as workers,
         Progress(asked * options.rounds, Path(__file__).stem) as progress,

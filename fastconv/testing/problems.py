@@ -61,7 +61,7 @@ def check(problem: dict, generator: torch.Generator) -> list[tuple[str, float]]:
     from fastconv.explain import DIRECTIONS
 
     x, w = (torch.randn(problem[name], generator=generator) for name in ("input", "weight"))
-    # Sums of unit variance: of larger ones most sigmoids saturate, and a few elements are the error.
+    # Sums of unit variance: most sigmoids of larger ones saturate, and the rest are the error.
     w /= math.sqrt(w[0].numel())
     b = torch.randn(len(w), generator=generator) if problem["bias"] else None
     y = F.conv2d(x, w, None, *problem["window"])
