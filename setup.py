@@ -28,6 +28,12 @@ ISA_FLAGS = {
     # AVX-512's logic, run on AVX2 by the tests: four times as fast to compile as with -O3.
     "isa_wide.cpp": ["-mavx2", "-mfma", "-mf16c", "-O1"],
 }
+ISA_FILES = {
+    "baseline": "isa_baseline.cpp",
+    "avx2": "isa_avx2.cpp",
+    "avx512": "isa_avx512.cpp",
+    "avx512-on-avx2": "isa_wide.cpp",
+}
 COMMON_FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-Wall"]
 # Inlining as much as -O2 does: as fast as -O3 alone in two thirds of its code, a third of the time.
 # The loops of -O3 are worth 2 to 8 % (g++ 12, AVX-512: 1x1, 3x3 of stride 2).
@@ -39,7 +45,17 @@ def sources(cuda: bool = False) -> list[str]:
     found = [*sorted(ROOT.glob("csrc/cpu/*.cpp"), reverse=True), *sorted(ROOT.glob("csrc/*.cpp"))]
     if cuda:
         found += sorted([*ROOT.glob("csrc/cuda/*.cpp"), *ROOT.glob("csrc/cuda/**/*.cu")])
-    return [str(path.relative_to(ROOT)) for path in found if X86 or path.name not in ISA_FLAGS]
+    left_out = {ISA_FILES[isa] for isa in ISA_FILES if isa not in wanted_isas()}
+    return [str(path.relative_to(ROOT)) for path in found if path.name not in left_out]
+
+
+def wanted_isas() -> list[str]:
+    """What FASTCONV_BUILD_ISAS names, with the baseline that every build has; else all there are."""
+    isas = list(ISA_FILES) if X86 else ["baseline"]
+    wish = os.environ.get("FASTCONV_BUILD_ISAS", "").replace(",", " ").split()
+    if unknown := [isa for isa in wish if isa not in isas]:
+        sys.exit(f"FASTCONV_BUILD_ISAS names {', '.join(unknown)}; this build has {', '.join(isas)}")
+    return [isa for isa in isas if isa in ("baseline", *wish)] if wish else isas
 
 
 def find_cuda() -> Path | None:
