@@ -122,8 +122,7 @@ inline void depthwise_grad_plane(const WeightGrad& job, const PhasePlane<S>& pla
   for (int64_t p = 0; p < job.P; ++p) {
     const T* x[kTaps];
     for (int j = 0; j < kTaps; ++j)
-      x[j] = plane.at(p * job.stride_h + i * job.rows.offset_step, (j0 + j) * job.cols.offset_step,
-                      job.stride_w);
+      x[j] = plane.at(p * job.stride_h + i * job.rows.offset_step, (j0 + j) * job.cols.offset_step);
     int64_t q = 0;
     for (; q + W < pitch; q += W) {
       const Vec<T> d = load<T>(dy + p * pitch + q);
@@ -140,13 +139,13 @@ inline void depthwise_grad_plane(const WeightGrad& job, const PhasePlane<S>& pla
 
 // One image of output channel k, by planes: the sum of each tap in sums[tap][0].
 template <class S>
-inline void depthwise_grad_planes(const WeightGrad& job, PhasePlane<S>& plane, Compute<S>* dy,
+inline void depthwise_grad_planes(const WeightGrad& job, const PhasePlane<S>& plane, Compute<S>* dy,
                                   int64_t n, int64_t k, Compute<S>* sums) {
   typedef Compute<S> T;
   const int64_t pitch = ceil_div(job.Q, kW<T>) * kW<T>;
   plane.fill((const S*)job.x + n * job.xs[0] + k / job.K * job.xs[1], job.xs[2], job.xs[3], job.H,
              job.W, job.rows.offset, slab_rows(job.P, job.stride_h, job.rows), job.cols.offset,
-             slab_rows(job.Q, job.stride_w, job.cols), job.stride_w);
+             slab_rows(job.Q, job.stride_w, job.cols));
   for (int64_t p = 0; p < job.P; ++p) {
     zero(dy + p * pitch, pitch);
     widen_row<S>(dy + p * pitch,
@@ -172,7 +171,8 @@ inline void depthwise_weight_grad_run(const WeightGrad& job, void* scratch, int6
   typedef Compute<S> T;
   constexpr int L = kPanel<T>;
   const int64_t taps = job.rows.count * job.cols.count;
-  PhasePlane<S> plane = {(T*)scratch, 0, 0};
+  const int64_t columns = slab_rows(job.Q, job.stride_w, job.cols);
+  const PhasePlane<S> plane = {(T*)scratch, PhasePlane<S>::split(columns, job.stride_w)};
   T* dy =
       (T*)((char*)scratch + align64(depthwise_plane_elements<S>(job.P, job.Q, job.stride_h,
                                                                 job.stride_w, job.rows, job.cols) *
