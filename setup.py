@@ -50,11 +50,11 @@ def sources(cuda: bool = False) -> list[str]:
 
 
 def wanted_isas() -> list[str]:
-    """What FASTCONV_BUILD_ISAS names, with the baseline that every build has; else all there are."""
+    """What FASTCONV_BUILD_ISAS names, and the baseline that every build has; else all there are."""
     isas = list(ISA_FILES) if X86 else ["baseline"]
     wish = os.environ.get("FASTCONV_BUILD_ISAS", "").replace(",", " ").split()
     if unknown := [isa for isa in wish if isa not in isas]:
-        sys.exit(f"FASTCONV_BUILD_ISAS names {', '.join(unknown)}; this build has {', '.join(isas)}")
+        sys.exit(f"FASTCONV_BUILD_ISAS names {', '.join(unknown)}; there are {', '.join(isas)}")
     return [isa for isa in isas if isa in ("baseline", *wish)] if wish else isas
 
 

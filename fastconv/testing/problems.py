@@ -13,7 +13,8 @@ import torch.nn.functional as F
 
 from .compare import FACTOR, FACTORS, allowed_error, relative_rms
 
-LEAST = 64  # elements: of fewer, all may be small by chance, and their relative error large
+# Elements that are not a ReLU's zeros: fewer may all be small by chance, their relative error large.
+LEAST = 64
 ACTIVATIONS = {None: lambda t: t, "relu": torch.relu, "sigmoid": torch.sigmoid}
 
 
@@ -54,8 +55,8 @@ def draw(rng: random.Random) -> dict:
 def check(problem: dict, generator: torch.Generator) -> list[tuple[str, float]]:
     """(algorithm and direction, error over what is allowed) of each result, in float32.
 
-    Results of 64 elements or more that are not zero are held to the rule of `compare`; gradients where there is no
-    activation, whose own would amplify the forward pass's rounding.
+    Results of 64 elements or more that are not zero are held to the rule of `compare`; gradients
+    where there is no activation, whose own would amplify the forward pass's rounding.
     """
     import fastconv  # which imports this package
     from fastconv.explain import DIRECTIONS
