@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from .compare import FACTOR, FACTORS, allowed_error, relative_rms
 
-# Elements that are not a ReLU's zeros: fewer may all be small by chance, their relative error large.
+# Elements that are no ReLU's zeros: fewer may be small by chance, and their relative error large.
 LEAST = 64
 ACTIVATIONS = {None: lambda t: t, "relu": torch.relu, "sigmoid": torch.sigmoid}
 
