@@ -38,7 +38,8 @@ struct Phases {
 
   int64_t size() const { return stride * span; }
   int64_t at(int64_t column) const {
-    if (stride == 2) return (column & 1) * span + (column >> 1);  // without a division
+    if (stride == 1) return column;  // without a division
+    if (stride == 2) return (column & 1) * span + (column >> 1);
     return column % stride * span + column / stride;
   }
 };
