@@ -1,6 +1,6 @@
 // Direct convolution with vectors along a row of pixels (forward, and one stride phase of the input
-// gradient), columns of stride 1: where y is planar, nothing is transposed, and few output channels
-// waste no lanes.
+// gradient), columns of stride 1, or a stem's, split by phase: where y is planar, nothing is
+// transposed, and few output channels waste no lanes.
 //
 //   acc[k][q .. q + V W) (+)= sum over runs, over i < count of w[k][...] * x[... + q .. q + V W)
 //
