@@ -42,7 +42,7 @@ inline const char* depthwise_grad_refusal(const ConvProblem& p, Direction d) {
 constexpr int kDepthwiseTaps = 3;
 
 inline PixelSplit depthwise_split(const ConvProblem& p, int vector, int64_t sms) {
-  const int64_t chunks = (p.K / vector + 31) / 32;
+  const int64_t chunks = ((p.K + vector - 1) / vector + 31) / 32;  // the last may be padded
   return split_pixels(p.N * p.P * p.Q, chunks * p.R * ((p.S + kDepthwiseTaps - 1) / kDepthwiseTaps),
                       sms, 32);
 }
