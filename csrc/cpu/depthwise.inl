@@ -273,7 +273,7 @@ inline void depthwise_plane(const TapConv& job, const PhasePlane<S>& plane, cons
                             Compute<S>* weights, int64_t n, int64_t k) {
   typedef Compute<S> T;
   const int64_t g = k / job.K;
-  if (job.rows.count * job.cols.count)
+  if (job.rows.count > 0 && job.cols.count > 0)
     plane.fill((const S*)job.x + n * job.xs[0] + g * job.xs[1], job.xs[2], job.xs[3], job.H, job.W,
                job.rows.offset, slab_rows(job.P, job.stride_h, job.rows), job.cols.offset,
                slab_rows(job.Q, job.stride_w, job.cols));
