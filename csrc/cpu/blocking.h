@@ -23,6 +23,9 @@ constexpr int64_t kNearBytes = 2 << 20;        // weights that packing finds in 
 constexpr int64_t kInPlaceTiles = 8;           // for each line of a tile's inputs
 constexpr int64_t kSumPixels = 112;  // of a partial sum of the weight gradient: bounds its error
 
+// Few inputs beside what is written: an image's first layer.
+static inline bool is_stem(const TapConv& job) { return job.C <= 4; }
+
 static inline int64_t slab_rows(int64_t out_rows, int64_t stride, const TapAxis& taps) {
   return (out_rows - 1) * stride + (taps.count - 1) * taps.offset_step + 1;
 }
@@ -73,12 +76,12 @@ static inline bool along_rows(const TapConv& job, int64_t lanes, int64_t element
   auto share = [&](int64_t of) { return (double)job.Q / (double)(ceil_div(job.Q, of) * of); };
   // A stem's inputs may be split by column phase. On Zen 4, panels -> rows: 7x7/2 3 -> 64 @224 2540
   // -> 2180 us; 11x11/4, whose rows of 55 outputs do not fill lines, 1370 -> 1470.
-  if (job.stride_w != 1) return job.C <= 4 && job.ys[1] != 1 && share(64 / element) > 0.87;
+  if (job.stride_w != 1) return is_stem(job) && job.ys[1] != 1 && share(64 / element) > 0.87;
   const double filled = share(lanes);
   const int64_t taps = job.rows.count * job.cols.count;
   if (2 * job.K <= lanes && filled > (double)job.K / (double)lanes) return true;
   return job.ys[1] != 1 && filled > 0.85 &&
-         (job.C <= 4 ||
+         (is_stem(job) ||
           (taps <= 1 && (job.C <= kRowInputs || job.K <= kRowOutputs) && filled > 0.9));
 }
 
@@ -179,7 +182,7 @@ static inline Blocking conv_blocking(const TapConv& job, int64_t panel, int64_t 
   const int64_t vector = panel / 2;
   if (4 * b.chunk >= 3 * vector) b.chunk = ceil_div(b.chunk, vector) * vector;
   // Stems write much beside what they compute: longer pieces of planes of y.
-  int64_t pixels = job.C <= 4 ? kPlanePixels : kBlockPixels;
+  int64_t pixels = is_stem(job) ? kPlanePixels : kBlockPixels;
   b.asks_outputs = asks_outputs(job, b.chunk, element);
   if (b.asks_outputs)
     pixels = max64(min64(kOutputBytes / (job.K * element), kBlockPixels), kOutputPixels);

@@ -135,7 +135,7 @@ inline void store_tiles(const TapConv& job, const Slab<Compute<S>>& slab, int64_
       ran |= 1u << (n - 1);
       // Else the next tile's outputs, where they are more than its inputs.
       tile.ahead = outputs.take(count);
-      if (!tile.ahead.step && job.C <= 4)
+      if (!tile.ahead.step && is_stem(job))
         tile.ahead = {(const char*)(y + kTile * to->y_q), kLine};
       else if (!tile.ahead.step && slab.c == 1)
         tile.ahead = next_inputs(x[0] + kTile * step, kTile * step, count);

@@ -14,10 +14,6 @@ namespace fastconv::FASTCONV_NS {
 
 constexpr int64_t kRowPanelTiles = 16;  // that read a panel, for its copy to pay
 
-// Whether every product is a run of its own: the sums of a stem are too short for loops in them
-// (3x3 3->64 @224 on Zen 4 2.35 -> 1.96 ms, with AVX2 3.0 -> 2.3).
-inline bool row_singles(const TapConv& job) { return job.C <= 4; }
-
 // A row of the slab of so many outputs, its columns split where they are strided.
 inline Phases row_phases(const TapConv& job, int64_t outputs) {
   const int64_t columns = max64(slab_rows(outputs, job.stride_w, job.cols), 1);
@@ -40,8 +36,7 @@ inline RowScratch row_scratch(const TapConv& job, const Blocking& b) {
   s.bias = s.acc + align64(b.panels * kTile * b.rows * ceil_div(b.cols, W) * W * sizeof(T));
   s.panel = s.bias + align64(b.panels * kTile * sizeof(T));
   s.runs = s.panel + b.chunk * kRowVectors * W * sizeof(T);
-  const int64_t across =
-      row_singles(job) ? job.cols.count * b.chunk : max64(job.cols.count, b.chunk);
+  const int64_t across = is_stem(job) ? job.cols.count * b.chunk : max64(job.cols.count, b.chunk);
   s.total = s.runs + max64(job.rows.count * across, 2) * (int64_t)sizeof(RowRun);
   return s;
 }
@@ -125,7 +120,9 @@ inline int64_t row_runs(const TapConv& job, const int64_t ws[5], const RowSource
                         const Phases& phases, int64_t c0, int64_t cn, RowRun* runs) {
   const Slab<T>& slab = from.slab;
   const TapAxis &rows = job.rows, &cols = job.cols;
-  if (row_singles(job)) {
+  // Every product a run of its own: the sums of a stem are too short for loops in them (3x3 3->64
+  // @224 on Zen 4 2.35 -> 1.96 ms, with AVX2 3.0 -> 2.3).
+  if (is_stem(job)) {
     int64_t n = 0;
     for (int64_t c = c0; c < c0 + cn; ++c)
       for (int64_t i = 0; i < rows.count; ++i)
@@ -246,7 +243,7 @@ inline void row_run(const TapConv& job, const Blocking& b, const void* packed, v
     for (int64_t k = 0; direct && to.bias && k < to.lanes; ++k)
       bias[k] = widen(to.bias[k * to.bias_s]);
     // A stem reads few inputs: one plane of outputs after the other is written.
-    const bool planes = row_singles(job);
+    const bool planes = is_stem(job);
     const Phases phases = row_phases(job, cols);
     const bool in_panels = !planes && !kPairs && job.rows.count * job.cols.count == 1 &&
                            last - first >= kRowPanelTiles;

@@ -172,10 +172,9 @@ inline void depthwise_channel_rows(const TapConv& job, void* scratch, int64_t be
 
 // Rows [p, p + kRows) of a plane of outputs, columns [q, q + V W): as many sums as hide the latency
 // of an FMA (5x5 of 64 channels @28 with AVX2 on Zen 4, one vector of four rows -> two: 201 -> 105
-// us).
-// kTaps: rows of taps, where they are neighbours and so are those of outputs: every vector of x is
-// read once for all of them (3x3 of 32 channels @56 with AVX-512 78 -> 62, 7x7 of 96 713 -> 484);
-// else 0.
+// us). kTaps: rows of taps, where they are neighbours and so are those of outputs: every vector of
+// x is read once for all of them (3x3 of 32 channels @56 with AVX-512 78 -> 62, 7x7 of 96 713 ->
+// 484); else 0.
 template <int kRows, int V, int kTaps, class S>
 inline void depthwise_block(const TapConv& job, const PhasePlane<S>& plane, const int64_t* offsets,
                             const Compute<S>* weights, Vec<Compute<S>> bias, int64_t n, int64_t k,
