@@ -21,7 +21,8 @@ from fastconv.tune import Convolution
 
 ROOT = Path(__file__).parents[1]
 PLAN, FORMS = "csrc/plan.cpp", "csrc/cpu/winograd.h"
-TILES = {"F(2)": 2, "F(4)": 4}  # Winograd of a 3x3, by its tile
+# Winograd of a 3x3, by the outputs of its tile, down and across.
+TILES = {"F(2)": (2, 2), "F(4x2)": (4, 2), "F(4)": (4, 4)}
 # "repacked" is a training step's forward, whose weights are packed in every call; "forward" an eval
 # layer's, which keeps them packed.
 GRADS = ("input_grad", "weight_grad")
@@ -161,7 +162,8 @@ GRAD_5X5 = (
     *(Problem(48, 48, 14, 14, n=n, taps=5) for n in (2, 3, 4)),
     *(Problem(48, 48, 7, 7, n=n, taps=5) for n in (8, 11, 16)),
 )
-WINOGRAD_TILES = squares((5, 6, 7, 8, 9, 10, 12, 14), ((64, 64), (256, 256)))
+WINOGRAD_TILES = squares((7, (7, 8), 8, 9, 10, 12, 14), ((64, 64), (256, 256)))
+MIXED_TILES = squares((4, (4, 5), 5, (5, 6), 6, (6, 7), 7), ((64, 64), (256, 256)))
 STRIDED_TILES = squares((14, 20, 28, 32, 36, 40, 56), ((64, 64), (128, 128)), stride=2)
 
 RULES = (
@@ -198,7 +200,11 @@ RULES = (
     ),
     Rule(
         "winograd tile", "kWinogradPixels", FORMS, "outputs", outputs,
-        ("F(2)", "F(4)"), WINOGRAD_TILES, ("repacked", "input_grad"),
+        ("F(4x2)", "F(4)"), WINOGRAD_TILES, ("repacked", "input_grad"),
+    ),
+    Rule(
+        "mixed winograd tile", "kMixedPixels", FORMS, "outputs", outputs,
+        ("F(2)", "F(4x2)"), MIXED_TILES, ("repacked", "input_grad"),
     ),
     Rule(
         "winograd tile, weight gradient", "kGradPixels", FORMS, "outputs", outputs,
@@ -206,8 +212,14 @@ RULES = (
     ),
     Rule(
         "winograd tile, kept weights", "kKeptMegabytes", FORMS, "MB of F(4)'s weights",
-        weight_megabytes, ("F(4)", "F(2)"),
-        squares((5, 6, 7), ((64, 64), (128, 256), (256, 256), (320, 320), (384, 384), (512, 512))),
+        weight_megabytes, ("F(4)", "F(4x2)"),
+        squares((7, (7, 8)), ((64, 64), (128, 256), (256, 256), (320, 320), (384, 384), (512, 512))),
+        ("forward",),
+    ),
+    Rule(
+        "mixed winograd tile, kept weights", "kMixedMegabytes", FORMS, "MB of F(4)'s weights",
+        weight_megabytes, ("F(4x2)", "F(2)"),
+        squares((7, (7, 8)), ((384, 384), (384, 512), (512, 512), (512, 640), (640, 640))),
         ("forward",),
     ),
     Rule(

@@ -48,7 +48,7 @@ def contest(problem: Problem, direction: str, layout: str, names: Iterable[str])
 
     def choose(name: str) -> None:
         convolution.choose("winograd" if name in TILES else name, measured_rules=False)
-        _C.set_winograd_tile(TILES.get(name, 0))
+        _C.set_winograd_tile(*TILES.get(name, (0, 0)))
 
     tasks = {}
     for name in names:

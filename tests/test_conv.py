@@ -60,10 +60,9 @@ def compare_exactly(case, dtype, layout):
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("operands", range(1, 7))
 def test_every_register_tile(operands, dtype, isa):
-    """As many pixels, and as many (c, r, s) of the weight gradient, as a tile has operands; one,
-    two and four vectors of 16, 32 or 64 bytes. Two taps, as few pixels of one have tiles of their
-    own."""
-    for channels in (2, 4, 8, 16, 40, 70):
+    """As many pixels, and as many (c, r, s) of the weight gradient, as a tile has operands; one
+    to four vectors of 16, 32 or 64 bytes. Two taps, as few pixels of one have tiles of their own."""
+    for channels in (2, 4, 8, 16, 24, 40, 64):
         case = (1, operands, 1, operands + 1, channels, 1, 2, (1, 1), (0, 0), (1, 1), 1)
         compare_exactly(case, dtype, "channels_last")
         case = (1, 1, 1, 2 * operands - 1, channels, 1, operands, (1, 1), (0, 0), (1, 1), 1)
@@ -74,9 +73,9 @@ def test_every_register_tile(operands, dtype, isa):
 @pytest.mark.parametrize("layout", ("nchw", "channels_last"))
 @pytest.mark.parametrize("operands", range(1, 7))
 def test_every_row_tile_of_a_1x1s_weight_gradient(operands, layout, dtype, isa):
-    """As many output channels as a tile has operands; one, two and four vectors of input channels,
-    the last one full or not, of 16, 32 or 64 bytes; packed or read where they lie."""
-    for channels in (2, 4, 8, 16, 24, 32, 61, 64, 70):
+    """As many output channels as a tile has operands; one to four vectors of input channels, the
+    last one full or not, of 16, 32 or 64 bytes; packed or read where they lie."""
+    for channels in (2, 4, 8, 16, 24, 32, 48, 61, 64, 70):
         case = (1, channels, 3, 5, operands, 1, 1, (1, 1), (0, 0), (1, 1), 1)
         compare_exactly(case, dtype, layout)
 

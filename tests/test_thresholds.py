@@ -30,7 +30,7 @@ rules = pytest.mark.parametrize("rule", RULES, ids=NAMES)
 def _forget():
     yield
     _C.forget_choices()
-    _C.set_winograd_tile(0)
+    _C.set_winograd_tile(0, 0)
 
 
 # --- the rules are the source's -----------------------------------------------------------------
@@ -44,7 +44,8 @@ def planned(problem, direction):
         return algorithm, None
     x, w = torch.zeros(convolution.input), torch.zeros(convolution.weight)
     packed = torch.ops.fastconv.conv2d_pack(x, w, *convolution.window)
-    return algorithm, f"F({int(packed[3])})"
+    size = tuple(packed[3:5].int().tolist())
+    return algorithm, next(name for name, tile in threshold_rules.TILES.items() if tile == size)
 
 
 @rules
@@ -159,12 +160,12 @@ def test_a_rule_of_exactness_takes_the_least_number_without_a_bad_error():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("sizes", [(16, 20, 7, 9), (50, 48, 12, 15, 2, 3, 2)])
-@pytest.mark.parametrize("tile", [2, 4])
-def test_either_tile_is_right_in_every_direction(tile, sizes, layout, isa):
+@pytest.mark.parametrize("tile", threshold_rules.TILES.values())
+def test_every_tile_is_right_in_every_direction(tile, sizes, layout, isa):
     problem = Problem(*sizes)
     x = LAYOUTS[layout](torch.randn(problem.n, problem.c, problem.h, problem.w))
     w = torch.randn(problem.k, problem.c, 3, 3)
-    _C.set_winograd_tile(tile)
+    _C.set_winograd_tile(*tile)
     results = []
     for kind, conv2d in (
         ("ours", fastconv.conv2d),
@@ -178,7 +179,8 @@ def test_either_tile_is_right_in_every_direction(tile, sizes, layout, isa):
     for ours, theirs, truth in zip(*results, strict=True):
         assert_good(ours, theirs, truth, torch.float32, 8.0)
     packed = torch.ops.fastconv.conv2d_pack(x, w, *problem.convolution("forward", "NCHW").window)
-    assert packed[3] == tile
+    if problem.stride == 1 or tile[0] == tile[1]:
+        assert packed[3:5].tolist() == list(tile)
 
 
 def test_weights_packed_for_another_tile_are_not_read():
@@ -186,19 +188,21 @@ def test_weights_packed_for_another_tile_are_not_read():
     x, w = torch.randn(1, 16, 12, 12), torch.randn(20, 16, 3, 3)
     window = problem.convolution("forward", "NCHW").window
     runs = []
-    for tile in (2, 4):
-        _C.set_winograd_tile(tile)
+    tiles = threshold_rules.TILES.values()
+    for tile in tiles:
+        _C.set_winograd_tile(*tile)
         packed = torch.ops.fastconv.conv2d_pack(x, w, *window)
-        for now in (2, 4):
-            _C.set_winograd_tile(now)
+        for now in tiles:
+            _C.set_winograd_tile(*now)
             runs.append(torch.ops.fastconv.conv2d_packed(x, w, packed, None, None, 12, 12, 0))
-    assert torch.equal(runs[0], runs[2]) and torch.equal(runs[1], runs[3])
-    assert not torch.equal(runs[0], runs[1])
+    for i in range(3):
+        assert torch.equal(runs[i], runs[3 + i]) and torch.equal(runs[i], runs[6 + i])
+        assert not torch.equal(runs[i], runs[(i + 1) % 3])
 
 
 def test_a_tile_that_there_is_not():
-    with pytest.raises(RuntimeError, match="2 or 4, got 3"):
-        _C.set_winograd_tile(3)
+    with pytest.raises(RuntimeError, match="got 2 x 4"):
+        _C.set_winograd_tile(2, 4)
 
 
 def test_measured_rules_may_be_passed_over_and_no_others():

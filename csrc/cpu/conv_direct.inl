@@ -84,7 +84,7 @@ inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t ro
   const int64_t pixels = rows * cols, tiles = ceil_div(pixels, kTile);
   const int64_t row_step = job.stride_h * slab.h, col_step = job.stride_w * slab.w;
   const int64_t count = products(runs, run_count);
-  ahead.spread(tiles * count);
+  ahead.spread(tiles * count, to.vectors);
   const T* x[kTile];
   int64_t m = 0, i = 0, j = 0;
   uint32_t ran = 0;
@@ -108,8 +108,9 @@ inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t ro
 // Whether a tile's outputs may go from registers to y: sums of one chunk, rows of whole vectors.
 template <class S>
 inline bool stores_tiles(const TapConv& job, const Blocking& b, int64_t lanes, int64_t cols) {
-  return b.chunk_blocks == 1 && cols >= 4 * kTile && lanes % kPanel<Compute<S>> == 0 &&
-         job.ys[1] == 1 && !job.residual && job.activation != Activation::sigmoid;
+  return b.chunk_blocks == 1 && cols >= 4 * kTile && lanes % kW<Compute<S>> == 0 &&
+         lanes > kW<Compute<S>> && job.ys[1] == 1 && !job.residual &&
+         job.activation != Activation::sigmoid;
 }
 
 template <class S, int V>
@@ -120,7 +121,7 @@ inline void store_tiles(const TapConv& job, const Slab<Compute<S>>& slab, int64_
   typedef Compute<S> T;
   constexpr int L = kPanel<T>, kLanes = V * kW<T>;
   const int64_t step = job.stride_w * slab.w;
-  T bias[kLanes], acc[kTile * kLanes];
+  T bias[kLanes], acc[panels_of(V) * kTile * L];
   const TilePanels<T> rest = {V, panels.w, panels.next_w, acc, kTile * L};
   TilePanels<T> tile = panels;
   for (int k = 0; k < kLanes; ++k) bias[k] = to->bias ? widen(to->bias[k * to->bias_s]) : T(0);
@@ -141,7 +142,7 @@ inline void store_tiles(const TapConv& job, const Slab<Compute<S>>& slab, int64_
         tile.ahead = next_inputs(x[0] + kTile * step, kTile * step, count);
       if (n < kTile) {
         fma_tile<T, V>(n, x, runs, run_count, rest, 0, false);
-        for (int k = 0; k < V / 2; ++k)
+        for (int k = 0; k < panels_of(V); ++k)
           store_panel<S>(to[k], acc + k * kTile * L, p0 + i, q0 + j, 1, n);
       } else if (to->activation == Activation::relu) {
         tile_to_channels<V, Activation::relu, S>(x, runs, run_count, tile, bias, y, to->y_q);
@@ -179,7 +180,8 @@ inline Ahead next_outputs(const TapConv& job, const Blocking& b, const ConvBlock
   const S* y = (const S*)job.y + at.n * job.ys[0] + at.p0 * job.ys[2] + at.q0 * job.ys[3];
   ahead.add(y + size, size * (int64_t)sizeof(S));
   const int64_t tiles = at.rows * ceil_div(at.cols, kTile);
-  ahead.spread(tiles * ceil_div(job.K, (kPairs ? 2 : 1) * kPanel<Compute<S>>) * job.C);
+  ahead.spread(tiles * ceil_div(job.K, (kPairs ? 2 : 1) * kPanel<Compute<S>>) * job.C,
+               tile_vectors<Compute<S>>(job.K));
   return ahead;
 }
 
@@ -211,7 +213,7 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
     for (int64_t panel = first, next; panel < last; panel = next) {
       const int64_t lanes = min64(job.K, last * L) - panel * L;
       const int vectors = tile_vectors<T>(lanes);
-      next = panel + (vectors == 4 ? 2 : 1);
+      next = panel + panels_of(vectors);
       const PanelStore<S> to[2] = {panel_store<S>(job, n, g, panel),
                                    panel_store<S>(job, n, g, next - 1)};
       const bool in_tiles = stores_tiles<S>(job, b, min64(lanes, (next - panel) * L), cols);
@@ -239,6 +241,9 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
           accumulate_block(job, slab, rows, cols, runs, run_count, tile, c0 > 0, ahead);
         else if (vectors == 2)
           store_tiles<S, 2>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0, outputs);
+        else if (kPairs && vectors == 3)
+          store_tiles<S, kPairs ? 3 : 2>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0,
+                                         outputs);
         else if constexpr (kPairs)
           store_tiles<S, 4>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0, outputs);
         tile.w += size;

@@ -48,7 +48,7 @@ Blocking direct_blocking(const TapConv& job, bool packed) {
                        torch::stable::get_num_threads(), packed);
 }
 
-std::atomic<int> winograd_tile{0};  // set_winograd_tile's
+std::atomic<TileSize> winograd_tile{};  // set_winograd_tile's
 
 // `kept`: its weights are transformed before, and kept between calls.
 WinogradBlocking winograd_blocking(const TapConv& job, bool kept) {
@@ -151,9 +151,13 @@ TapConv prepared(TapConv job, const PlanRow& row) {
 
 }  // namespace
 
-void set_winograd_tile(int m) {
-  check(m == 0 || m == 2 || m == 4, "fastconv: Winograd's tiles are of 2 or 4, got ", m);
-  winograd_tile = m;
+void set_winograd_tile(int rows, int cols) {
+  const TileSize tile = {rows, cols};
+  bool found = rows == 0 && cols == 0;
+  for (const TileSize& t : {kSmallTile, kMixedTile, kLargeTile})
+    found |= t.rows == rows && t.cols == cols;
+  check(found, "fastconv: Winograd's tiles are of 2 x 2, 4 x 2 or 4 x 4, got ", rows, " x ", cols);
+  winograd_tile = tile;
 }
 
 Packing conv_packing(const TapConv& given, const PlanRow& row) {
@@ -163,14 +167,14 @@ Packing conv_packing(const TapConv& given, const PlanRow& row) {
     case Algorithm::depthwise: return {};
     case Algorithm::winograd: {
       const WinogradBlocking b = winograd_blocking(job, true);
-      return {
-          {algorithm, lanes, b.chunk, b.form.m, b.form.stride, job.G, job.K, job.C, job.R, job.S},
-          lanes * b.chunks * b.u_chunk};
+      return {{algorithm, lanes, b.chunk, b.form.rows.m, b.form.cols.m, b.form.rows.stride, job.G,
+               job.K, job.C, job.R, job.S},
+              lanes * b.chunks * b.u_chunk};
     }
     default: {
       const Blocking b = direct_blocking(job, true);
       const int64_t chunk = b.along_rows ? 0 : b.chunk;
-      return {{algorithm, lanes, chunk, 0, 0, job.G, job.K, job.C, job.R, job.S},
+      return {{algorithm, lanes, chunk, 0, 0, 0, job.G, job.K, job.C, job.R, job.S},
               cpu_kernels().conv_packed_size(job, b)};
     }
   }

@@ -8,7 +8,7 @@ namespace fastconv {
 
 // Weights as a kernel reads them: packed, or transformed. Where two problems agree in `key`, their
 // packed weights are the same.
-constexpr int kPackingPlan = 5, kPackingKey = 10;
+constexpr int kPackingPlan = 6, kPackingKey = 11;
 struct Packing {
   int64_t key[kPackingKey];  // the plan: algorithm, panels, chunk, tile; then sizes of the weight
   int64_t size;              // elements of the arithmetic's type; 0: nothing to keep
@@ -18,9 +18,9 @@ struct Packing {
 Packing conv_packing(const TapConv& job, const PlanRow& row);
 void conv_pack(const TapConv& job, const PlanRow& row, void* packed);
 
-// From now on Winograd's tiles of a 3x3 are of m x m outputs, where its forms leave the choice; 0:
-// by the rules in winograd.h. To measure these; no convolution may be running.
-void set_winograd_tile(int m);
+// From now on Winograd's tiles of a 3x3 are of rows x cols outputs, where its forms leave the
+// choice; 0, 0: by the rules in winograd.h. To measure these; no convolution may be running.
+void set_winograd_tile(int rows, int cols);
 
 // `packed` as conv_pack made it, or null.
 void conv_run(const TapConv& job, const PlanRow& row, Direction direction, const void* packed);

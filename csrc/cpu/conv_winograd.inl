@@ -14,7 +14,9 @@ struct WinogradScratch {
 inline WinogradScratch winograd_scratch(const TapConv& job, const WinogradBlocking& b) {
   constexpr int W = kW<float>, L = kPanel<float>;
   const int64_t f = sizeof(float), tiles = b.most_tiles(), taps = job.R * job.S;
-  const int64_t side = b.form.m * b.form.outputs(), outputs = tiles * side * side * L * f;
+  const WinogradAxis &rows = b.form.rows, &cols = b.form.cols;
+  const int64_t tile = rows.m * rows.outputs() * cols.m * cols.outputs();
+  const int64_t outputs = tiles * tile * L * f;
   const int64_t slab = winograd_slab(b);
   WinogradScratch s = {};
   s.m = s.v + b.form.points() * b.v_point * f;
@@ -65,16 +67,16 @@ inline void winograd_pack(const TapConv& job, const WinogradBlocking& b, float* 
 // such rows by itself. Zen 4, 3x3: 64->64 @56 of a batch of 16 2.24 -> 2.46 times the FMA peak,
 // 256->512 @28 2.9 -> 3.2; asking for outputs before they are stored lost 1 to 6 %, and for
 // the next channels' planes gained nothing.
-FASTCONV_INLINE void ask_pixels(const float* tile, int64_t row, int64_t col, int64_t step,
-                                int64_t side, int64_t vector, int64_t channels) {
+FASTCONV_INLINE void ask_pixels(const float* tile, int64_t row, int64_t col, int64_t step_h,
+                                int64_t step_w, int64_t rows, int64_t vector, int64_t channels) {
   constexpr int W = kW<float>;
   if ((vector + 1) * W < channels)
-    for (int64_t i = 0; i < step; ++i)
-      for (int64_t j = 0; j < step; ++j) __builtin_prefetch(tile + i * row + j * col + W, 0, 2);
+    for (int64_t i = 0; i < step_h; ++i)
+      for (int64_t j = 0; j < step_w; ++j) __builtin_prefetch(tile + i * row + j * col + W, 0, 2);
   if (vector == 0)
-    for (int64_t i = 0; i < side; ++i)
-      for (int64_t j = 0; j < step; ++j)
-        __builtin_prefetch(tile + i * row + (2 * step + j) * col, 0, 2);
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < step_w; ++j)
+        __builtin_prefetch(tile + i * row + (2 * step_w + j) * col, 0, 2);
 }
 
 // V of a block, vectors [begin, end) of channels; of a TapConv or WeightGrad. Tiles inside a
@@ -83,10 +85,11 @@ template <class S, class Job>
 inline void winograd_input(const Job& job, const WinogradBlocking& b, const TileBlock& t,
                            float* slab_data, float* v, int64_t begin, int64_t end) {
   constexpr int W = kW<float>;
-  const int64_t stride = b.form.step(), side = b.form.inputs(), tiles = t.tiles();
+  const int64_t stride = b.form.rows.step(), tiles = t.tiles();
+  const int64_t tile_h = b.form.rows.inputs(), tile_w = b.form.cols.inputs();
   const int64_t p0 = t.p0 * stride + job.rows.offset, q0 = t.q0 * stride + job.cols.offset;
-  const int64_t rows = t.rows.start(t.rows.count() - 1) * stride + side;
-  const int64_t cols = t.cols.start(t.cols.count() - 1) * stride + side;
+  const int64_t rows = t.rows.start(t.rows.count() - 1) * stride + tile_h;
+  const int64_t cols = t.cols.start(t.cols.count() - 1) * stride + tile_w;
   const S* x_end = input_end<S>(job);
   for (int64_t cv = begin; cv < end; ++cv)
     for (int64_t n = 0; n < t.images; ++n) {
@@ -97,7 +100,7 @@ inline void winograd_input(const Job& job, const WinogradBlocking& b, const Tile
         fill_slab<S>(slab, x, job.xs, cn, job.H, job.W, h, slab_h, w, slab_w, x_end);
       };
       const bool in_place = sizeof(S) == sizeof(float) && job.xs[1] == 1 && cn == W;
-      const Slab<float> all = {slab_data, 1, cols * W, W}, one = {slab_data, 1, side * W, W};
+      const Slab<float> all = {slab_data, 1, cols * W, W}, one = {slab_data, 1, tile_w * W, W};
       if (!in_place) fill(all, p0, rows, q0, cols);
       for (int64_t i = 0; i < t.rows.count(); ++i)
         for (int64_t j = 0; j < t.cols.count(); ++j) {
@@ -106,15 +109,15 @@ inline void winograd_input(const Job& job, const WinogradBlocking& b, const Tile
           Slab<float> from = all;
           if (!in_place) {
             from.data += top * all.h + left * all.w;
-          } else if (h >= 0 && h + side <= job.H && w >= 0 && w + side <= job.W) {
+          } else if (h >= 0 && h + tile_h <= job.H && w >= 0 && w + tile_w <= job.W) {
             from = {(float*)x + h * job.xs[2] + w * job.xs[3], 1, job.xs[2], job.xs[3]};
           } else {
-            fill(one, h, side, w, side);
+            fill(one, h, tile_h, w, tile_w);
             from = one;
           }
           if (in_place)
             ask_pixels((const float*)x + h * job.xs[2] + w * job.xs[3], job.xs[2], job.xs[3],
-                       stride * b.form.m, side, cv, job.C);
+                       stride * b.form.rows.m, stride * b.form.cols.m, tile_h, cv, job.C);
           float* to = v + (cv * tiles + t.index(n, i, j)) * W;
           by_tile_form(b.form, [&](auto f) {
             input_tile<decltype(f)>(from.data, from.h, from.w, to, b.v_point);
@@ -147,8 +150,8 @@ inline void winograd_multiply(const TapConv& job, const WinogradBlocking& b, con
   uint32_t ran = 0;
   TilePanels<float> at = to;
   for (int xi = 0; xi < b.form.points(); ++xi) {
-    const bool last_h = xi / b.form.side() == b.form.side() - 1;
-    const bool last_w = xi % b.form.side() == b.form.side() - 1;
+    const bool last_h = b.form.last_row(xi);
+    const bool last_w = b.form.last_col(xi);
     const int64_t begin = t.begin(last_h, last_w), n = t.end(last_h, last_w) - begin;
     const int64_t groups = ceil_div(n, kTile);
     at.w = to.w + b.form.weight_of(xi) * b.u_point, at.acc = to.acc + xi * b.m_point;
@@ -159,7 +162,7 @@ inline void winograd_multiply(const TapConv& job, const WinogradBlocking& b, con
     for (int i = 0; w && w != at.w && i < (to.vectors + 1) / 2; ++i)
       ahead.add(w + i * to.next_w, (last - c0) * L * f);
     if (more) ahead.add(v + (xi + 1) * b.v_point + c0 * tiles, (last - c0) * tiles * f);
-    ahead.spread(groups * (last - c0));
+    ahead.spread(groups * (last - c0), to.vectors);
     for (int64_t group = 0; group < groups; ++group) {
       const int64_t low = begin + n * group / groups, high = begin + n * (group + 1) / groups;
       const float* x[kTile];
@@ -268,7 +271,7 @@ inline bool tile_outputs(const WinogradBlocking& b, const TileBlock& t, int64_t 
   for (int64_t n = 0; n < t.images; ++n)
     for (int64_t i = 0; i < t.rows.count(); ++i)
       for (int64_t j = 0; j < t.cols.count(); ++j) {
-        const int64_t tile = t.index(n, i, j), each = b.form.outputs();
+        const int64_t tile = t.index(n, i, j), each = b.form.rows.outputs();
         const int64_t p = t.rows.start(i) * each, rows = min64(t.rows.size(i) * each, P - p);
         const int64_t q = t.cols.start(j) * each, cols = min64(t.cols.size(j) * each, Q - q);
         Lane sum = {};
@@ -292,7 +295,7 @@ inline void winograd_outputs(const TapConv& job, const WinogradBlocking& b, cons
                              const WinogradScratch& at) {
   constexpr int W = kW<float>, L = kPanel<float>;
   const PanelStore<S> to = panel_store<S>(job, t.n0, t.g, panel);
-  const int64_t lanes = to.lanes, each = b.form.outputs(), p0 = t.p0 * each, q0 = t.q0 * each;
+  const int64_t lanes = to.lanes, each = b.form.rows.outputs(), p0 = t.p0 * each, q0 = t.q0 * each;
   const int64_t P = min64(t.rows.outputs * each, job.P - p0);
   const int64_t Q = min64(t.cols.outputs * each, job.Q - q0);
   char* bad = (char*)scratch + at.bad;
@@ -349,7 +352,7 @@ inline void winograd_run(const TapConv& job, const WinogradBlocking& b, const fl
     const int64_t last = min64(first + b.panels, panels);
     for (int64_t panel = first, next; panel < last; panel = next) {
       const int vectors = tile_vectors<float>(min64(job.K, last * L) - panel * L);
-      next = panel + (vectors == 4 ? 2 : 1);
+      next = panel + panels_of(vectors);
       const int64_t m_panel = b.form.points() * b.m_point, u_panel = b.chunks * b.u_chunk;
       for (int64_t chunk = 0; chunk < b.chunks; ++chunk) {
         TilePanels<float> to = {vectors, u, b.u_chunk, m, m_panel};

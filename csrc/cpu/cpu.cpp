@@ -61,17 +61,17 @@ std::string cpu_isas() {
 }
 
 std::vector<std::pair<std::string, bool>> cpu_tiles() {
-  constexpr const char* kVectors[] = {"1 vector", "2 vectors", "4 vectors"};
   std::vector<std::pair<std::string, bool>> tiles;
   constexpr const char* kKinds[kTileKinds] = {"tile", "weight_grad tile", "weight_grad row tile"};
   for (const Isa& isa : isas())
     for (int kind = 0; kind < kTileKinds; ++kind)
-      for (int width = 0; width < (isa.table->pairs ? 3 : 2); ++width)
+      for (int width = 0; width < (isa.table->pairs ? kTileVectors : 2); ++width)
         for (int bit = 0; bit < 32; ++bit)
           if (bit % 16 < kTileOperands)
             tiles.emplace_back(std::string(isa.table->isa) +
                                    (bit < 16 ? " float32 " : " float64 ") + kKinds[kind] + " " +
-                                   std::to_string(bit % 16 + 1) + " of " + kVectors[width],
+                                   std::to_string(bit % 16 + 1) + " of " +
+                                   std::to_string(width + 1) + " vectors",
                                isa.table->tiles_ran[kind][width] >> bit & 1);
   for (const Isa& isa : isas())
     for (int f64 = 0; f64 < 2; ++f64)

@@ -47,7 +47,7 @@ struct WeightGrad {
 
 // Broadcast operands of the register tile: pixels, or (c, r, s) in a weight gradient.
 constexpr int kTileOperands = 6;
-constexpr int kTileKinds = 3;  // Tiles in tile.inl
+constexpr int kTileKinds = 3, kTileVectors = 4;  // Tiles in tile.inl
 
 // How a TapConv or WeightGrad is cut; chosen by blocking.h.
 struct Blocking {
@@ -115,10 +115,10 @@ struct KernelTable {
   // db[k] = sum over n, p, q of dy, for k in [begin, end).
   void (*bias_grad_run)(const View& dy, DType dtype, void* db, int64_t begin, int64_t end);
 
-  const uint32_t (*tiles_ran)[3];  // see tile.inl: by kind, of 1, 2 and 4 vectors
-  const uint32_t* row_tiles_ran;   // see row_tile.inl: in float and double
-  const uint32_t* dot_tiles_ran;   // see conv_dots.inl
-  const uint32_t* axpy_tiles_ran;  // see conv_axpy.inl
+  const uint32_t (*tiles_ran)[kTileVectors];  // see tile.inl: by kind and vectors
+  const uint32_t* row_tiles_ran;              // see row_tile.inl: in float and double
+  const uint32_t* dot_tiles_ran;              // see conv_dots.inl
+  const uint32_t* axpy_tiles_ran;             // see conv_axpy.inl
   bool pairs;
   double (*fma_peak)(int64_t iterations);  // FLOPs done, for calibration
 

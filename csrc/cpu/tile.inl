@@ -15,23 +15,26 @@ struct Run {
 constexpr int kTile = kTileOperands;
 constexpr bool kPairs = FASTCONV_BYTES == 64;  // AVX-512's 32 registers
 
-// Which tiles ran, for the tests' register: by kind and number of vectors (1, 2 or 4), bit J - 1,
-// 16 higher in double.
+// Which tiles ran, for the tests' register: by kind and number of vectors, bit J - 1, 16 higher in
+// double.
 enum class Tiles { forward, weight_grad, weight_grad_rows };
-static uint32_t tiles_ran[kTileKinds][3];
+static uint32_t tiles_ran[kTileKinds][kTileVectors];
 
 template <class T>
 inline void mark_tiles(uint32_t ran, Tiles kind, int vectors) {
-  __atomic_fetch_or(&tiles_ran[static_cast<int>(kind)][vectors / 2],
+  __atomic_fetch_or(&tiles_ran[static_cast<int>(kind)][vectors - 1],
                     ran << (sizeof(T) == 8 ? 16 : 0), __ATOMIC_RELAXED);
 }
 
-// Vectors of a tile for that many output channels from a panel's first on; 4: of a pair of panels.
+// Vectors of a tile for that many output channels from a panel's first on; over 2: of a pair of
+// panels. The last five are two and three: a tile of one loads more than it multiplies.
 template <class T>
 inline int tile_vectors(int64_t lanes) {
-  if (kPairs && lanes > kPanel<T> + kW<T>) return 4;
-  return lanes > kW<T> ? 2 : 1;
+  const int64_t vectors = ceil_div(lanes, (int64_t)kW<T>);
+  if (kPairs && vectors == 5) return 2;
+  return (int)min64(vectors, kPairs ? 4 : 2);
 }
+constexpr int panels_of(int vectors) { return (vectors + 1) / 2; }
 
 constexpr int64_t kLine = 64;  // bytes of a cache line
 
@@ -53,6 +56,10 @@ struct TilePanels {
   int64_t step_w = 0;  // of weights read where they lie: from one product to the next
 };
 
+// Whether a tile asks for two lines a product. One of two vectors of 64 bytes has few FMAs beside
+// its loads: sums of 256 products at 0.98 of the peak on Zen 4, with a second line 0.90.
+constexpr bool asks_twice(int vectors) { return !kPairs || vectors > 2; }
+
 // Memory that the tiles of the next point or chunk read, for those of this one to ask for. A core
 // does not look as far ahead as L3 is away (3x3 256->256 @56 on Emerald Rapids: 0.78 of the FMA
 // peak in the tiles, 0.89 so; a line per product, as a burst of lines holds up the loads behind
@@ -70,11 +77,12 @@ struct Ahead {
   FASTCONV_INLINE void add(const void* from, int64_t bytes) {
     streams[added++] = {(const char*)from, (bytes + kLine - 1) / kLine};
   }
-  // After the last stream: how many products there are for all of them.
-  FASTCONV_INLINE void spread(int64_t products) {
+  // After the last stream: how many products there are for all of them, in tiles of how many
+  // vectors.
+  FASTCONV_INLINE void spread(int64_t products, int vectors) {
     int64_t lines = 0;
     for (int i = 0; i < added; ++i) lines += streams[i].lines;
-    per_product = lines > products ? 2 : 1;
+    per_product = lines > products && asks_twice(vectors) ? 2 : 1;
   }
   // For a tile of so many products.
   FASTCONV_INLINE Lines take(int64_t products) {
@@ -130,7 +138,7 @@ FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_co
       for (int v = 0; v < V; ++v) wv[v] = load<T>(w + v / 2 * next + v % 2 * W);
       w += step_w;
       __builtin_prefetch(ahead, 0, 4 - kCache);
-      __builtin_prefetch(ahead + second, 0, 4 - kCache);
+      if (asks_twice(V)) __builtin_prefetch(ahead + second, 0, 4 - kCache);
       ahead += line_step;
 #pragma GCC unroll 6
       for (int j = 0; j < J; ++j) {
@@ -151,12 +159,13 @@ __attribute__((noinline)) void fma_tile(const T* const* x, const Run* runs, int6
                                         const TilePanels<T>& to, int64_t at, bool accumulate) {
   constexpr int W = kW<T>;
   Vec<T> sums[V][J];
+  T* const panels[2] = {to.acc + at, to.acc + at + to.next_acc};
   sum_tile<T, J, V>(x, runs, run_count, to, sums);
 #pragma GCC unroll 6
   for (int j = 0; j < J; ++j)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      T* acc = to.acc + at + v / 2 * to.next_acc + (2 * j + v % 2) * W;
+      T* acc = panels[v / 2] + (2 * j + v % 2) * W;
       store<T>(acc, accumulate ? load<T>(acc) + sums[v][j] : sums[v][j]);
     }
 }
@@ -178,8 +187,10 @@ FASTCONV_INLINE void fma_tile(int J, const T* const* x, const Run* runs, int64_t
 template <class T>
 FASTCONV_INLINE void fma_tile(int J, const T* const* x, const Run* runs, int64_t run_count,
                               const TilePanels<T>& to, int64_t at, bool accumulate) {
-  if constexpr (kPairs)
+  if constexpr (kPairs) {
     if (to.vectors == 4) return fma_tile<T, 4>(J, x, runs, run_count, to, at, accumulate);
+    if (to.vectors == 3) return fma_tile<T, 3>(J, x, runs, run_count, to, at, accumulate);
+  }
   if (to.vectors == 1) return fma_tile<T, 1>(J, x, runs, run_count, to, at, accumulate);
   return fma_tile<T, 2>(J, x, runs, run_count, to, at, accumulate);
 }

@@ -130,7 +130,7 @@ inline void weight_grad_run(const WeightGrad& job, const Blocking& b, void* scra
       const int64_t dy_panel = rows * cols * L;
       for (int64_t panel = first, next; panel < last; panel = next) {
         const int vectors = tile_vectors<T>(min64(job.K, last * L) - panel * L);
-        next = panel + (vectors == 4 ? 2 : 1);
+        next = panel + panels_of(vectors);
         for (int64_t i = panel; i < next; ++i)
           pack_pixels<S>(dy + (i - panel) * dy_panel, from + i * L * job.dys[1], job.dys, rows,
                          cols, min64(L, job.K - i * L), dy_end);

@@ -84,12 +84,16 @@ inline void sum_rows(const Slab<T>& dy, int64_t K, const Run* runs, int64_t run_
     to.ahead = ahead.take(count);
     if (to.step_w && to.vectors == 2)
       gradient_tile<T, 2, true>(J, rows, runs, run_count, to, row, lanes, accumulate);
+    else if (kPairs && to.step_w && to.vectors == 3)
+      gradient_tile<T, kPairs ? 3 : 2, true>(J, rows, runs, run_count, to, row, lanes, accumulate);
     else if (kPairs && to.step_w)
       gradient_tile<T, kPairs ? 4 : 2, true>(J, rows, runs, run_count, to, row, lanes, accumulate);
     else if (to.vectors == 1)
       gradient_tile<T, 1, false>(J, rows, runs, run_count, to, row, lanes, accumulate);
     else if (to.vectors == 2)
       gradient_tile<T, 2, false>(J, rows, runs, run_count, to, row, lanes, accumulate);
+    else if (kPairs && to.vectors == 3)
+      gradient_tile<T, kPairs ? 3 : 2, false>(J, rows, runs, run_count, to, row, lanes, accumulate);
     else if constexpr (kPairs)
       gradient_tile<T, 4, false>(J, rows, runs, run_count, to, row, lanes, accumulate);
     ran |= 1u << (J - 1);
@@ -131,7 +135,7 @@ inline Ahead next_pixels(const WeightGrad& job, const S* dy, const S* x, int64_t
   };
   add(dy, job.dys, job.K);
   add(x, job.xs, job.C);
-  ahead.spread(tiles * pixels);
+  ahead.spread(tiles * pixels, tile_vectors<Compute<S>>(job.C));
   return ahead;
 }
 
@@ -181,7 +185,7 @@ inline void weight_grad_1x1_run(const WeightGrad& job, const Blocking& b, void* 
                          ceil_div(kn, kTile) * ceil_div(cn, (kPairs ? 2 : 1) * L));
       for (int64_t c = 0, lanes; c < cn; c += lanes) {
         const int vectors = tile_vectors<T>(cn - c);
-        lanes = min64(cn - c, vectors == 4 ? 2 * L : L);
+        lanes = min64(cn - c, panels_of(vectors) * L);
         // Whole vectors of channels that follow each other are read where they lie.
         const bool in_place = !b.packed && !widened && job.xs[1] == 1 && continuing &&
                               vectors > 1 && lanes == vectors * kW<T>;

@@ -21,31 +21,45 @@
 
 namespace fastconv {
 
-// F(m x m, taps x taps). Of stride 2 an axis is split by phase: even inputs meet two taps, which is
-// F(m, 2) with finite points only, and odd ones a single tap, whose m products are the outputs'
-// own. These m points share one transformed weight: 81 points of 36 weights for 4 x 4 outputs, 25
-// of 16 for 2 x 2, where a direct sum takes 144 and 36 products.
+// An axis of F(m x m', taps x taps). Of stride 2 it is split by phase: even inputs meet two taps,
+// which is F(m, 2) with finite points only, and odd ones a single tap, whose m products are the
+// outputs' own. These m points share one transformed weight: in two axes 81 points of 36 weights
+// for 4 x 4 outputs, 25 of 16 for 2 x 2, where a direct sum takes 144 and 36 products.
 //
 // Its input gradient is the transposed form: m + 1 inputs make 2 m outputs of an axis, those of two
 // taps by F(m, 2) and between them those of one, whose m points are inputs as they are. It has as
 // many points, and the same weights: m = 2 makes 4 x 4 outputs of 25 products, directly 36. Sizes
 // of tiles count pairs of outputs.
-struct WinogradForm {
+struct WinogradAxis {
   int m, taps, stride;
   bool transposed;
 
-  // Points, and transformed weights, of an axis.
-  FASTCONV_MEMBER int side() const { return (m - 1) * stride + taps; }
-  FASTCONV_MEMBER int weight_side() const { return stride == 1 ? side() : m + 2; }
-  // Inputs of an axis of a tile, how far the next tile's are for each output, outputs of a pair.
-  FASTCONV_MEMBER int inputs() const { return transposed ? m + 1 : side(); }
+  FASTCONV_MEMBER int points() const { return (m - 1) * stride + taps; }
+  FASTCONV_MEMBER int weights() const { return stride == 1 ? points() : m + 2; }
+  FASTCONV_MEMBER int weight_of(int point) const {
+    return point < weights() ? point : weights() - 1;
+  }
+  // Inputs of a tile, how far the next tile's are for each output, outputs of a pair.
+  FASTCONV_MEMBER int inputs() const { return transposed ? m + 1 : points(); }
   FASTCONV_MEMBER int step() const { return transposed ? 1 : stride; }
   FASTCONV_MEMBER int outputs() const { return transposed ? 2 : 1; }
-  FASTCONV_MEMBER int points() const { return side() * side(); }
-  FASTCONV_MEMBER int weights() const { return weight_side() * weight_side(); }
+};
+
+struct WinogradForm {
+  WinogradAxis rows, cols;
+
+  FASTCONV_MEMBER int points() const { return rows.points() * cols.points(); }
+  FASTCONV_MEMBER int weights() const { return rows.weights() * cols.weights(); }
   FASTCONV_MEMBER int weight_of(int point) const {
-    const int last = weight_side() - 1, i = point / side(), j = point % side();
-    return (i < last ? i : last) * weight_side() + (j < last ? j : last);
+    const int i = point / cols.points(), j = point % cols.points();
+    return rows.weight_of(i) * cols.weights() + cols.weight_of(j);
+  }
+  // Whether a point is the last of its rows, of its columns.
+  FASTCONV_MEMBER bool last_row(int point) const {
+    return point / cols.points() == rows.points() - 1;
+  }
+  FASTCONV_MEMBER bool last_col(int point) const {
+    return point % cols.points() == cols.points() - 1;
   }
 };
 
@@ -134,45 +148,61 @@ constexpr int64_t kGradTiles = 112;
 // or it is their gradient that is summed.
 enum class WinogradWeights { fresh, kept, summed };
 
-// Below so many outputs the small tile, which has fewer weights: 16, not 36. Kept ones cost their
-// memory only, as long as they stay in L3. Measured by bench/thresholds.py,
-// bench/results/thresholds_*.json.
+// Below so many outputs a smaller tile, which has fewer weights: 24 or 16, not 36. Kept ones cost
+// their memory only, as long as they stay in L3. Measured by bench/thresholds.py,
+// bench/results/thresholds_*.json. 3x3 512->512 @7 on Zen 4, kept, in us: 2 x 2 1170, 4 x 2 980,
+// 4 x 4 1360.
 constexpr int64_t kWinogradPixels = 64;      // rule "winograd tile"
+constexpr int64_t kMixedPixels = 49;         // rule "mixed winograd tile"
 constexpr int64_t kGradPixels = 144;         // rule "winograd tile, weight gradient"
-constexpr int64_t kKeptMegabytes = 16;       // rule "winograd tile, kept weights"
+constexpr int64_t kKeptMegabytes = 14;       // rule "winograd tile, kept weights"
+constexpr int64_t kMixedMegabytes = 50;      // rule "mixed winograd tile, kept weights"
 constexpr int64_t kStridedPixels = 256;      // rule "strided winograd tile"
 constexpr int64_t kStridedGradPixels = 400;  // rule "strided winograd tile, weight gradient"
 
-static inline bool small_tile(int64_t stride, int64_t pixels, int64_t channels,
-                              WinogradWeights weights) {
-  const bool summed = weights == WinogradWeights::summed;
-  if (stride == 2) return pixels < (summed ? kStridedGradPixels : kStridedPixels);
-  if (weights == WinogradWeights::kept && channels * 36 * 4 < kKeptMegabytes << 20) return false;
-  return pixels < (summed ? kGradPixels : kWinogradPixels);
+// Outputs of a tile, down and across.
+struct TileSize {
+  int rows, cols;
+};
+constexpr TileSize kSmallTile = {2, 2}, kMixedTile = {4, 2}, kLargeTile = {4, 4};
+
+static inline TileSize tile_size(int64_t stride, int64_t pixels, int64_t channels,
+                                 WinogradWeights weights) {
+  const bool summed = weights == WinogradWeights::summed, kept = weights == WinogradWeights::kept;
+  const int64_t strided = summed ? kStridedGradPixels : kStridedPixels;
+  if (stride == 2) return pixels < strided ? kSmallTile : kLargeTile;
+  if (pixels >= (summed ? kGradPixels : kWinogradPixels)) return kLargeTile;
+  const int64_t bytes = kept ? channels * 36 * 4 : 0;
+  if (kept && bytes < kKeptMegabytes << 20) return kLargeTile;
+  const bool mixed = !summed && pixels >= kMixedPixels && bytes < kMixedMegabytes << 20;
+  return mixed ? kMixedTile : kSmallTile;
 }
 
-// `channels`: of inputs times those of outputs. `tile`: m where both would do; 0: by those rules.
+// `channels`: of inputs times those of outputs. `tile`: where several would do; of no rows: by
+// those rules.
 static inline WinogradForm winograd_form(int64_t taps, int64_t stride, int64_t pixels,
                                          int64_t channels, WinogradWeights weights, bool transposed,
-                                         int tile) {
+                                         TileSize tile) {
   // With m = 4 it was 0.83 as fast at 256 -> 512 @14, 0.85 at 128 -> 256 @28 (batch 16), 1.05 at
   // 64 -> 128 @56, where its blocks were twice as large.
-  if (transposed) return {2, 3, 2, true};
-  if (taps == 5) return {2, 5, 1, false};
-  const int m = tile ? tile : small_tile(stride, pixels, channels, weights) ? 2 : 4;
-  return {m, 3, (int)stride, false};
+  if (transposed) return {{2, 3, 2, true}, {2, 3, 2, true}};
+  if (taps == 5) return {{2, 5, 1, false}, {2, 5, 1, false}};
+  const bool given = tile.rows && (stride == 1 || tile.rows == tile.cols);
+  const TileSize size = given ? tile : tile_size(stride, pixels, channels, weights);
+  return {{size.rows, 3, (int)stride, false}, {size.cols, 3, (int)stride, false}};
 }
 
 // What forward and weight gradient cut alike.
 template <class Job>
 static inline WinogradBlocking tile_blocking(const Job& job, int64_t taps, bool transposed,
-                                             int64_t panel, WinogradWeights weights, int tile) {
+                                             int64_t panel, WinogradWeights weights,
+                                             TileSize tile) {
   const int64_t P = transposed ? ceil_div(job.P, 2) : job.P;
   const int64_t Q = transposed ? ceil_div(job.Q, 2) : job.Q;
   WinogradBlocking b = {};
   b.form = winograd_form(taps, job.stride_h, job.N * P * Q, job.G * job.K * job.C, weights,
                          transposed, tile);
-  b.rows = tile_axis(P, b.form.m), b.cols = tile_axis(Q, b.form.m);
+  b.rows = tile_axis(P, b.form.rows.m), b.cols = tile_axis(Q, b.form.cols.m);
   const bool summed = weights == WinogradWeights::summed;
   const int64_t tiles =
       summed && taps == 3 ? kGradTiles : min64(kBlockTiles, kBlockPoints / b.form.points());
@@ -190,7 +220,7 @@ static inline WinogradBlocking tile_blocking(const Job& job, int64_t taps, bool 
 }
 
 static inline WinogradBlocking winograd_blocking(const TapConv& job, int64_t panel, int64_t threads,
-                                                 bool kept, int tile) {
+                                                 bool kept, TileSize tile) {
   WinogradBlocking b = tile_blocking(job, job.R, job.transposed, panel,
                                      kept ? WinogradWeights::kept : WinogradWeights::fresh, tile);
   b.chunk = even_share(job.C, kChunkBytes / (panel * 4));
@@ -207,7 +237,7 @@ static inline WinogradBlocking winograd_blocking(const TapConv& job, int64_t pan
 }
 
 static inline WinogradBlocking winograd_grad_blocking(const WeightGrad& job, int64_t panel,
-                                                      int tile) {
+                                                      TileSize tile) {
   WinogradBlocking b =
       tile_blocking(job, job.rows.count, false, panel, WinogradWeights::summed, tile);
   b.chunk = even_share(job.C, kGradChannels);
@@ -229,8 +259,10 @@ static inline WinogradBlocking winograd_grad_blocking(const WeightGrad& job, int
 
 // Pixels of the slab of inputs of a block.
 static inline int64_t winograd_slab(const WinogradBlocking& b) {
-  const int64_t step = b.form.m * b.form.step();
-  return (b.tile_rows * step + b.form.taps) * (b.tile_cols * step + b.form.taps);
+  auto pixels = [](int64_t tiles, const WinogradAxis& axis) {
+    return tiles * axis.m * axis.step() + axis.taps;
+  };
+  return pixels(b.tile_rows, b.form.rows) * pixels(b.tile_cols, b.form.cols);
 }
 
 template <class Job>

@@ -24,7 +24,7 @@ inline Blocking direct_tasks(const WeightGrad& job, const WinogradBlocking& b) {
 
 inline WinogradGradScratch winograd_grad_scratch(const WeightGrad& job, const WinogradBlocking& b) {
   constexpr int W = kW<float>, L = kPanel<float>;
-  const int64_t f = sizeof(float), kernel = b.form.taps * b.form.taps;
+  const int64_t f = sizeof(float), kernel = b.form.rows.taps * b.form.cols.taps;
   const int64_t slab = winograd_slab(b);
   WinogradGradScratch s = {};
   s.taps = s.z + b.panels * b.form.points() * b.m_point * f;
@@ -68,7 +68,8 @@ inline void winograd_grad_inputs(const WeightGrad& job, const WinogradBlocking& 
         for (int64_t j = 0; j < t.cols.count(); ++j) {
           const float* from = slab.data + t.rows.start(i) * slab.h + t.cols.start(j) * slab.w;
           if (in_place)
-            ask_pixels(from, slab.h, slab.w, b.form.m, b.form.m, vector - vectors, job.K);
+            ask_pixels(from, slab.h, slab.w, b.form.rows.m, b.form.cols.m, b.form.rows.m,
+                       vector - vectors, job.K);
           float* tile = to + t.index(n, i, j) * L;
           const int64_t rows = t.rows.size(i), cols = t.cols.size(j);
           by_form(b.form, [&](auto f) {
@@ -93,8 +94,8 @@ inline void winograd_grad_multiply(const WeightGrad& job, const WinogradBlocking
     if (t.g != g) continue;
     const bool first_of_group = t.n0 == 0 && t.p0 == 0 && t.q0 == 0;
     for (int xi = 0, seen = 0; xi < points; ++xi) {
-      const bool last_h = xi / b.form.side() == b.form.side() - 1;
-      const bool last_w = xi % b.form.side() == b.form.side() - 1;
+      const bool last_h = b.form.last_row(xi);
+      const bool last_w = b.form.last_col(xi);
       // Points that share a weight share its sum; the first one of all starts it.
       const int weight = b.form.weight_of(xi);
       const bool starts = first_of_group && weight == seen;
@@ -118,7 +119,7 @@ inline void winograd_grad_multiply(const WeightGrad& job, const WinogradBlocking
         ahead.add(from + b.v_point + c0 * t.tiles(), cn * t.tiles() * f);
       }
       const int64_t groups = ceil_div(cn, kTile);
-      ahead.spread(groups * run.count);
+      ahead.spread(groups * run.count, vectors);
       for (int64_t group = 0; group < groups; ++group) {
         const int64_t low = cn * group / groups, high = cn * (group + 1) / groups;
         const float* x[kTile];
@@ -138,7 +139,7 @@ template <class S>
 inline bool winograd_grad_taps(const WeightGrad& job, const WinogradBlocking& b, int64_t g,
                                int64_t panel, int64_t c0, int64_t cn, const float* z, float* taps) {
   constexpr int W = kW<float>, L = kPanel<float>;
-  const int64_t kernel = b.form.taps * b.form.taps, lanes = min64(L, job.K - panel * L);
+  const int64_t kernel = b.form.rows.taps * b.form.cols.taps, lanes = min64(L, job.K - panel * L);
   Lane sum = {};
   for (int64_t c = 0; c < cn; ++c)
     for (int half = 0; half < lanes; half += W) {
@@ -173,7 +174,7 @@ inline void winograd_grad_run(const WeightGrad& job, const WinogradBlocking& b, 
     float* z = sums ? sums + task * b.panels * z_size : (float*)scratch;
     for (int64_t panel = first, next; panel < last; panel = next) {
       const int vectors = tile_vectors<float>(min64(job.K, last * L) - panel * L);
-      next = panel + (vectors == 4 ? 2 : 1);
+      next = panel + panels_of(vectors);
       winograd_grad_multiply(job, b, segment, g, panel, vectors, c0, v, a,
                              z + (panel - first) * z_size);
     }

@@ -13,10 +13,10 @@ constexpr float kA = 0.625f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB;
 constexpr float kNorm0 = 1 / (kA2 * kB2);  // 1 / prod (p - q) of 0, +-a, +-b
 constexpr float kNormA = 1 / (2 * kA2 * (kA2 - kB2)), kNormB = 1 / (2 * kB2 * (kB2 - kA2));
 
-// A form known when compiled; see WinogradForm. Of stride 1 its points are kFinite ones and
-// infinity, of stride 2 kFinite ones of the even inputs and kM of the odd ones.
+// Axes and forms known when compiled; see winograd.h. Of stride 1 an axis' points are kFinite ones
+// and infinity, of stride 2 kFinite ones of the even inputs and kM of the odd ones.
 template <int kM_, int kTaps_, int kStride_, bool kTransposed_ = false>
-struct Form {
+struct Axis {
   static constexpr int kM = kM_, kTaps = kTaps_, kStride = kStride_;
   static constexpr bool kTransposed = kTransposed_;
   static constexpr int kPoints = (kM - 1) * kStride + kTaps;
@@ -26,19 +26,27 @@ struct Form {
   static constexpr int kOutputs = kTransposed ? 2 * kM : kM;
 };
 
+template <class Rows_, class Cols_ = Rows_>
+struct Form {
+  typedef Rows_ Rows;
+  typedef Cols_ Cols;
+};
+
 // Calls f with the form, whose weights are those of the transposed one too.
 template <class F>
 FASTCONV_INLINE auto by_form(const WinogradForm& form, F f) {
-  if (form.stride == 2 && form.m == 4) return f(Form<4, 3, 2>{});
-  if (form.stride == 2) return f(Form<2, 3, 2>{});
-  if (form.taps == 5) return f(Form<2, 5, 1>{});
-  return form.m == 4 ? f(Form<4, 3, 1>{}) : f(Form<2, 3, 1>{});
+  const WinogradAxis &rows = form.rows, &cols = form.cols;
+  if (rows.stride == 2 && rows.m == 4) return f(Form<Axis<4, 3, 2>>{});
+  if (rows.stride == 2) return f(Form<Axis<2, 3, 2>>{});
+  if (rows.taps == 5) return f(Form<Axis<2, 5, 1>>{});
+  if (rows.m != cols.m) return f(Form<Axis<4, 3, 1>, Axis<2, 3, 1>>{});
+  return rows.m == 4 ? f(Form<Axis<4, 3, 1>>{}) : f(Form<Axis<2, 3, 1>>{});
 }
 
 // Of what differs in the transposed form: inputs and outputs.
 template <class F>
 FASTCONV_INLINE auto by_tile_form(const WinogradForm& form, F f) {
-  if (form.transposed) return f(Form<2, 3, 2, true>{});
+  if (form.rows.transposed) return f(Form<Axis<2, 3, 2, true>>{});
   return by_form(form, f);
 }
 
@@ -60,19 +68,19 @@ FASTCONV_INLINE void finite_inputs(const Lane* d, Lane* v) {
   }
 }
 
-template <class F>
+template <class A>
 FASTCONV_INLINE void input_axis(const Lane* d, Lane* v) {
-  if constexpr (F::kTransposed) {
-    finite_inputs<F::kFinite>(d, v);
-    for (int i = 0; i < F::kM; ++i) v[F::kFinite + i] = d[i];
-  } else if constexpr (F::kStride == 2) {
-    Lane even[F::kFinite];
-    for (int i = 0; i < F::kFinite; ++i) even[i] = d[2 * i];
-    finite_inputs<F::kFinite>(even, v);
-    for (int i = 0; i < F::kM; ++i) v[F::kFinite + i] = d[2 * i + 1];
+  if constexpr (A::kTransposed) {
+    finite_inputs<A::kFinite>(d, v);
+    for (int i = 0; i < A::kM; ++i) v[A::kFinite + i] = d[i];
+  } else if constexpr (A::kStride == 2) {
+    Lane even[A::kFinite];
+    for (int i = 0; i < A::kFinite; ++i) even[i] = d[2 * i];
+    finite_inputs<A::kFinite>(even, v);
+    for (int i = 0; i < A::kM; ++i) v[A::kFinite + i] = d[2 * i + 1];
   } else {
-    finite_inputs<F::kFinite>(d, v);
-    if constexpr (F::kFinite == 3)
+    finite_inputs<A::kFinite>(d, v);
+    if constexpr (A::kFinite == 3)
       v[3] = d[3] - d[1];
     else
       v[5] = d[5] - (kA2 + kB2) * d[3] + (kA2 * kB2) * d[1];
@@ -102,15 +110,15 @@ FASTCONV_INLINE void finite_weights(const Lane* g, Lane* u) {
   }
 }
 
-template <class F>
+template <class A>
 FASTCONV_INLINE void weight_axis(const Lane* g, Lane* u) {
-  if constexpr (F::kStride == 2) {
+  if constexpr (A::kStride == 2) {
     const Lane even[2] = {g[0], g[2]};
-    finite_weights<F::kFinite, 2>(even, u);
-    u[F::kFinite] = g[1];
+    finite_weights<A::kFinite, 2>(even, u);
+    u[A::kFinite] = g[1];
   } else {
-    finite_weights<F::kFinite, F::kTaps>(g, u);
-    u[F::kFinite] = g[F::kTaps - 1];
+    finite_weights<A::kFinite, A::kTaps>(g, u);
+    u[A::kFinite] = g[A::kTaps - 1];
   }
 }
 
@@ -132,29 +140,29 @@ FASTCONV_INLINE void finite_outputs(const Lane* m, Lane* y) {
   }
 }
 
-template <class F>
+template <class A>
 FASTCONV_INLINE void output_axis(const Lane* m, Lane* y) {
-  Lane finite[F::kM];
-  finite_outputs<F::kFinite, F::kM>(m, finite);
-  for (int i = 0; i < F::kM; ++i)
-    if constexpr (F::kTransposed)
-      y[2 * i] = m[F::kFinite + i], y[2 * i + 1] = finite[i];
-    else if constexpr (F::kStride == 2)
-      y[i] = finite[i] + m[F::kFinite + i];
+  Lane finite[A::kM];
+  finite_outputs<A::kFinite, A::kM>(m, finite);
+  for (int i = 0; i < A::kM; ++i)
+    if constexpr (A::kTransposed)
+      y[2 * i] = m[A::kFinite + i], y[2 * i + 1] = finite[i];
+    else if constexpr (A::kStride == 2)
+      y[i] = finite[i] + m[A::kFinite + i];
     else
-      y[i] = i == F::kM - 1 ? finite[i] + m[F::kFinite] : finite[i];
+      y[i] = i == A::kM - 1 ? finite[i] + m[A::kFinite] : finite[i];
 }
 
 // The transpose of output_axis.
-template <class F>
+template <class A>
 FASTCONV_INLINE void grad_axis(const Lane* y, Lane* v) {
   v[0] = y[0];
-  if constexpr (F::kFinite == 3) {
+  if constexpr (A::kFinite == 3) {
     v[1] = y[0] + y[1];
     v[2] = y[0] - y[1];
   } else {
     Lane even_a = y[0], odd_a = kA * y[1], even_b = y[0], odd_b = kB * y[1];
-    if constexpr (F::kM == 4) {
+    if constexpr (A::kM == 4) {
       even_a += kA2 * y[2], odd_a += kA2 * kA * y[3];
       even_b += kB2 * y[2], odd_b += kB2 * kB * y[3];
     }
@@ -163,10 +171,10 @@ FASTCONV_INLINE void grad_axis(const Lane* y, Lane* v) {
     v[3] = even_b + odd_b;
     v[4] = even_b - odd_b;
   }
-  if constexpr (F::kStride == 2)
-    for (int i = 0; i < F::kM; ++i) v[F::kFinite + i] = y[i];
+  if constexpr (A::kStride == 2)
+    for (int i = 0; i < A::kM; ++i) v[A::kFinite + i] = y[i];
   else
-    v[F::kFinite] = y[F::kM - 1];
+    v[A::kFinite] = y[A::kM - 1];
 }
 
 // The transpose of finite_weights.
@@ -191,61 +199,65 @@ FASTCONV_INLINE void finite_taps(const Lane* z, Lane* g) {
 }
 
 // The transpose of weight_axis.
-template <class F>
+template <class A>
 FASTCONV_INLINE void tap_axis(const Lane* z, Lane* g) {
-  if constexpr (F::kStride == 2) {
+  if constexpr (A::kStride == 2) {
     Lane even[2];
-    finite_taps<F::kFinite, 2>(z, even);
-    g[0] = even[0], g[1] = z[F::kFinite], g[2] = even[1];
+    finite_taps<A::kFinite, 2>(z, even);
+    g[0] = even[0], g[1] = z[A::kFinite], g[2] = even[1];
   } else {
-    finite_taps<F::kFinite, F::kTaps>(z, g);
-    g[F::kTaps - 1] += z[F::kFinite];
+    finite_taps<A::kFinite, A::kTaps>(z, g);
+    g[A::kTaps - 1] += z[A::kFinite];
   }
 }
 
 // One tile of inputs, W channels: d[i * row + j * col] to v[(i * points + j) * point].
 template <class F>
 inline void input_tile(const float* d, int64_t row, int64_t col, float* v, int64_t point) {
-  constexpr int kPoints = F::kPoints, kInputs = F::kInputs;
-  Lane half[kPoints][kInputs];
+  typedef typename F::Rows Rows;
+  typedef typename F::Cols Cols;
+  Lane half[Rows::kPoints][Cols::kInputs];
 #pragma GCC unroll 9
-  for (int j = 0; j < kInputs; ++j) {
-    Lane in[kInputs], out[kPoints];
+  for (int j = 0; j < Cols::kInputs; ++j) {
+    Lane in[Rows::kInputs], out[Rows::kPoints];
 #pragma GCC unroll 9
-    for (int i = 0; i < kInputs; ++i) in[i] = load<float>(d + i * row + j * col);
-    input_axis<F>(in, out);
+    for (int i = 0; i < Rows::kInputs; ++i) in[i] = load<float>(d + i * row + j * col);
+    input_axis<Rows>(in, out);
 #pragma GCC unroll 9
-    for (int i = 0; i < kPoints; ++i) half[i][j] = out[i];
+    for (int i = 0; i < Rows::kPoints; ++i) half[i][j] = out[i];
   }
 #pragma GCC unroll 9
-  for (int i = 0; i < kPoints; ++i) {
-    Lane out[kPoints];
-    input_axis<F>(half[i], out);
+  for (int i = 0; i < Rows::kPoints; ++i) {
+    Lane out[Cols::kPoints];
+    input_axis<Cols>(half[i], out);
 #pragma GCC unroll 9
-    for (int j = 0; j < kPoints; ++j) store<float>(v + (i * kPoints + j) * point, out[j]);
+    for (int j = 0; j < Cols::kPoints; ++j)
+      store<float>(v + (i * Cols::kPoints + j) * point, out[j]);
   }
 }
 
 // The weights of W output channels and one input channel: g[tap * step] to u[xi * point].
 template <class F>
 inline void weight_tile(const float* g, int64_t step, float* u, int64_t point) {
-  constexpr int kPoints = F::kWeights, kTaps = F::kTaps;
-  Lane half[kPoints][kTaps];
+  typedef typename F::Rows Rows;
+  typedef typename F::Cols Cols;
+  Lane half[Rows::kWeights][Cols::kTaps];
 #pragma GCC unroll 5
-  for (int s = 0; s < kTaps; ++s) {
-    Lane in[kTaps], out[kPoints];
+  for (int s = 0; s < Cols::kTaps; ++s) {
+    Lane in[Rows::kTaps], out[Rows::kWeights];
 #pragma GCC unroll 5
-    for (int r = 0; r < kTaps; ++r) in[r] = load<float>(g + (r * kTaps + s) * step);
-    weight_axis<F>(in, out);
+    for (int r = 0; r < Rows::kTaps; ++r) in[r] = load<float>(g + (r * Cols::kTaps + s) * step);
+    weight_axis<Rows>(in, out);
 #pragma GCC unroll 9
-    for (int i = 0; i < kPoints; ++i) half[i][s] = out[i];
+    for (int i = 0; i < Rows::kWeights; ++i) half[i][s] = out[i];
   }
 #pragma GCC unroll 9
-  for (int i = 0; i < kPoints; ++i) {
-    Lane out[kPoints];
-    weight_axis<F>(half[i], out);
+  for (int i = 0; i < Rows::kWeights; ++i) {
+    Lane out[Cols::kWeights];
+    weight_axis<Cols>(half[i], out);
 #pragma GCC unroll 9
-    for (int j = 0; j < kPoints; ++j) store<float>(u + (i * kPoints + j) * point, out[j]);
+    for (int j = 0; j < Cols::kWeights; ++j)
+      store<float>(u + (i * Cols::kWeights + j) * point, out[j]);
   }
 }
 
@@ -253,24 +265,26 @@ inline void weight_tile(const float* g, int64_t step, float* u, int64_t point) {
 // Returns the sum of those: not finite where one of them is not.
 template <class F, class Put>
 inline Lane output_tile(const float* m, int64_t point, int64_t rows, int64_t cols, const Put& put) {
-  constexpr int kPoints = F::kPoints, kOutputs = F::kOutputs;
-  Lane half[kOutputs][kPoints], sum = {};
+  typedef typename F::Rows Rows;
+  typedef typename F::Cols Cols;
+  Lane half[Rows::kOutputs][Cols::kPoints], sum = {};
 #pragma GCC unroll 9
-  for (int j = 0; j < kPoints; ++j) {
-    Lane in[kPoints], out[kOutputs];
+  for (int j = 0; j < Cols::kPoints; ++j) {
+    Lane in[Rows::kPoints], out[Rows::kOutputs];
 #pragma GCC unroll 9
-    for (int i = 0; i < kPoints; ++i) in[i] = load<float>(m + (i * kPoints + j) * point);
-    output_axis<F>(in, out);
+    for (int i = 0; i < Rows::kPoints; ++i)
+      in[i] = load<float>(m + (i * Cols::kPoints + j) * point);
+    output_axis<Rows>(in, out);
 #pragma GCC unroll 4
-    for (int i = 0; i < kOutputs; ++i) half[i][j] = out[i];
+    for (int i = 0; i < Rows::kOutputs; ++i) half[i][j] = out[i];
   }
 #pragma GCC unroll 4
-  for (int i = 0; i < kOutputs; ++i) {
+  for (int i = 0; i < Rows::kOutputs; ++i) {
     if (i >= rows) break;
-    Lane out[kOutputs];
-    output_axis<F>(half[i], out);
+    Lane out[Cols::kOutputs];
+    output_axis<Cols>(half[i], out);
 #pragma GCC unroll 4
-    for (int j = 0; j < kOutputs; ++j) {
+    for (int j = 0; j < Cols::kOutputs; ++j) {
       if (j >= cols) break;
       put(i, j, out[j]);
       sum += out[j];
@@ -284,24 +298,26 @@ inline Lane output_tile(const float* m, int64_t point, int64_t rows, int64_t col
 template <class F>
 inline void grad_tile(const float* d, int64_t row, int64_t col, int64_t rows, int64_t cols,
                       float* v, int64_t point) {
-  constexpr int kPoints = F::kPoints, kM = F::kM;
-  Lane half[kPoints][kM];
+  typedef typename F::Rows Rows;
+  typedef typename F::Cols Cols;
+  Lane half[Rows::kPoints][Cols::kM];
 #pragma GCC unroll 4
-  for (int j = 0; j < kM; ++j) {
-    Lane in[kM], out[kPoints];
+  for (int j = 0; j < Cols::kM; ++j) {
+    Lane in[Rows::kM], out[Rows::kPoints];
 #pragma GCC unroll 4
-    for (int i = 0; i < kM; ++i)
+    for (int i = 0; i < Rows::kM; ++i)
       in[i] = i < rows && j < cols ? load<float>(d + i * row + j * col) : Lane{};
-    grad_axis<F>(in, out);
+    grad_axis<Rows>(in, out);
 #pragma GCC unroll 9
-    for (int i = 0; i < kPoints; ++i) half[i][j] = out[i];
+    for (int i = 0; i < Rows::kPoints; ++i) half[i][j] = out[i];
   }
 #pragma GCC unroll 9
-  for (int i = 0; i < kPoints; ++i) {
-    Lane out[kPoints];
-    grad_axis<F>(half[i], out);
+  for (int i = 0; i < Rows::kPoints; ++i) {
+    Lane out[Cols::kPoints];
+    grad_axis<Cols>(half[i], out);
 #pragma GCC unroll 9
-    for (int j = 0; j < kPoints; ++j) store<float>(v + (i * kPoints + j) * point, out[j]);
+    for (int j = 0; j < Cols::kPoints; ++j)
+      store<float>(v + (i * Cols::kPoints + j) * point, out[j]);
   }
 }
 
@@ -309,24 +325,26 @@ inline void grad_tile(const float* d, int64_t row, int64_t col, int64_t rows, in
 // sum of those.
 template <class F>
 inline Lane tap_tile(const float* z, int64_t point, float* g, int64_t step) {
-  constexpr int kPoints = F::kWeights, kTaps = F::kTaps;
-  Lane half[kTaps][kPoints], sum = {};
+  typedef typename F::Rows Rows;
+  typedef typename F::Cols Cols;
+  Lane half[Rows::kTaps][Cols::kWeights], sum = {};
 #pragma GCC unroll 9
-  for (int j = 0; j < kPoints; ++j) {
-    Lane in[kPoints], out[kTaps];
+  for (int j = 0; j < Cols::kWeights; ++j) {
+    Lane in[Rows::kWeights], out[Rows::kTaps];
 #pragma GCC unroll 9
-    for (int i = 0; i < kPoints; ++i) in[i] = load<float>(z + (i * kPoints + j) * point);
-    tap_axis<F>(in, out);
+    for (int i = 0; i < Rows::kWeights; ++i)
+      in[i] = load<float>(z + (i * Cols::kWeights + j) * point);
+    tap_axis<Rows>(in, out);
 #pragma GCC unroll 5
-    for (int i = 0; i < kTaps; ++i) half[i][j] = out[i];
+    for (int i = 0; i < Rows::kTaps; ++i) half[i][j] = out[i];
   }
 #pragma GCC unroll 5
-  for (int i = 0; i < kTaps; ++i) {
-    Lane out[kTaps];
-    tap_axis<F>(half[i], out);
+  for (int i = 0; i < Rows::kTaps; ++i) {
+    Lane out[Cols::kTaps];
+    tap_axis<Cols>(half[i], out);
 #pragma GCC unroll 5
-    for (int j = 0; j < kTaps; ++j) {
-      store<float>(g + (i * kTaps + j) * step, out[j]);
+    for (int j = 0; j < Cols::kTaps; ++j) {
+      store<float>(g + (i * Cols::kTaps + j) * step, out[j]);
       sum += out[j];
     }
   }
