@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conv_cases import CASES, DTYPES, LAYOUTS, gradients, make, values
+from crossed import crossed
 from guarded import guarded
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -166,15 +167,11 @@ def test_padding_words(padding, kernel):
 
 
 ACTIVATIONS = {None: lambda t: t, "relu": torch.relu, "sigmoid": torch.sigmoid}
-EPILOGUES = [  # every pair of a case, a layout and an activation
-    (case, layout, list(ACTIVATIONS)[(i + j) % 3])
-    for i, case in enumerate(["direct 3x3", "1x1", "depthwise", "depthwise multiplier"])
-    for j, layout in enumerate(LAYOUTS)
-]
+EPILOGUES = ["direct 3x3", "1x1", "depthwise", "depthwise multiplier"]
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("case, layout, activation", EPILOGUES)
+@crossed("case, layout, activation", EPILOGUES, LAYOUTS, ACTIVATIONS)
 def test_fused_epilogue_and_its_gradients(case, layout, activation):
     x, w, b, window = make(CASES[case], torch.float64)
     residual = torch.randn_like(F.conv2d(x, w, b, *window))
