@@ -9,6 +9,9 @@ import os
 import sys
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported
+# Read when torch is. Else a thread that waits for its team spins for milliseconds first, on a core
+# that another worker's threads need: every worker of -n auto has a team as large as the machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch

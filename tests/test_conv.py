@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conv_cases import CASES, DTYPES, LAYOUTS, gradients, make, values
+from crossed import crossed
 from guarded import guarded
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -164,16 +165,17 @@ def test_padding_words(padding, kernel):
     torch.testing.assert_close(actual, expected)
 
 
+ACTIVATIONS = {None: lambda t: t, "relu": torch.relu, "sigmoid": torch.sigmoid}
+EPILOGUES = ["direct 3x3", "1x1", "depthwise", "depthwise multiplier"]
+
+
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", ["direct 3x3", "1x1", "depthwise", "depthwise multiplier"])
+@crossed("case, layout, activation", EPILOGUES, LAYOUTS, ACTIVATIONS)
 def test_fused_epilogue_and_its_gradients(case, layout, activation):
     x, w, b, window = make(CASES[case], torch.float64)
     residual = torch.randn_like(F.conv2d(x, w, b, *window))
-    functions = {None: lambda t: t, "relu": torch.relu, "sigmoid": torch.sigmoid}
     inputs = [t.requires_grad_() for t in (x, w, b, LAYOUTS[layout](residual))]
-    expected = functions[activation](F.conv2d(x, w, b, *window) + inputs[3])
+    expected = ACTIVATIONS[activation](F.conv2d(x, w, b, *window) + inputs[3])
     actual = fastconv.conv2d(x, w, b, *window, residual=inputs[3], activation=activation)
     torch.testing.assert_close(actual, expected)
     dy = torch.randn_like(expected)
@@ -221,16 +223,16 @@ BACKWARD = [
 @pytest.mark.parametrize("activation, wanted, expected", BACKWARD, ids=str)
 def test_the_passes_of_a_backward(activation, wanted, expected, layout, backend):
     """dy is masked and summed in one pass; what one op alone would read is not made for it."""
-    x, w, b, window = make(CASES["stem"], torch.float32, layout)
+    stem = (1, 3, 15, 13, 20, 7, 5, (2, 3), (3, 2), (1, 1), 1)
+    x, w, b, window = make(stem, torch.float32, layout)
     operands = dict(x=x, w=w, b=b, r=torch.randn_like(F.conv2d(x, w, b, *window)))
     needing = [operands[name].requires_grad_() for name in wanted.split()]
-    functions = {None: lambda t: t, "relu": torch.relu, "sigmoid": torch.sigmoid}
     y = fastconv.conv2d(x, w, b, *window, residual=operands["r"], activation=activation)
     dy = LAYOUTS[layout](torch.randn_like(y))
     with Ran() as ran:
         ours = torch.autograd.grad(y, needing, dy)
     assert ran.names == expected
-    theirs = functions[activation](F.conv2d(x, w, b, *window) + operands["r"])
+    theirs = ACTIVATIONS[activation](F.conv2d(x, w, b, *window) + operands["r"])
     for mine, true in zip(ours, torch.autograd.grad(theirs, needing, dy), strict=True):
         torch.testing.assert_close(mine, true, rtol=1e-4, atol=1e-4)
 

@@ -88,10 +88,11 @@ def test_linear_equals_torchs_and_its_gradients(leading, activation):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", (1, 2, 5, 8, 13, 24, 25, 70))
-def test_errors_of_long_sums(rows, dtype, isa):
+@pytest.mark.parametrize("features", ((2300, 70), (330, 1090)), ids=str)
+def test_errors_of_long_sums(features, rows, dtype, isa):
     """Input features of several partial sums, and output features of the gradient's."""
-    x, w, b, _ = operands((rows,), (2300, 1090), dtype)
-    dy = values((rows, 1090), torch.Generator().manual_seed(1), dtype)
+    x, w, b, _ = operands((rows,), features, dtype)
+    dy = values((rows, features[1]), torch.Generator().manual_seed(1), dtype)
     results = []
     for function, kind in ((fastconv.linear, dtype), (F.linear, dtype), (F.linear, torch.float64)):
         leaves = [t.detach().to(kind).requires_grad_() for t in (x, w, b)]

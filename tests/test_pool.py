@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from crossed import crossed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
@@ -49,9 +50,7 @@ def same_layout(a, b):
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@crossed("window, dtype, layout", WINDOWS, DTYPES, LAYOUTS)
 def test_max_pool(window, dtype, layout):
     x = tensor(layout, dtype).round(decimals=1)  # rounded: with ties
     expected, index = F.max_pool2d(x, *window, return_indices=True)
@@ -67,9 +66,7 @@ def test_max_pool(window, dtype, layout):
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("window", [w for w in WINDOWS if w[3] == 1], ids=str)
+@crossed("window, dtype, layout", [w for w in WINDOWS if w[3] == 1], DTYPES, LAYOUTS)
 def test_avg_pool(window, dtype, layout):
     x = tensor(layout, dtype)
     for args in averages(window):
@@ -106,9 +103,7 @@ def test_global_avg_of_a_large_plane(layout):
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("grad_layout", ["nchw", "nhwc", "expanded"])
+@crossed("dtype, layout, grad_layout", DTYPES, LAYOUTS, ["nchw", "nhwc", "expanded"])
 def test_gradients_in_every_dtype(dtype, layout, grad_layout):
     """The window indices of training and the caller's flat ones give the same gradient."""
     window = ((3, 2), (2, 1), (1, 1), 1, True)

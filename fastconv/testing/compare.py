@@ -36,14 +36,14 @@ def relative_rms(actual: Tensor, truth: Tensor) -> float:
     """
     actual, truth = _float64(actual), _float64(truth)
     finite = truth.isfinite()
-    truth = truth[finite]
-    error = actual[finite] - truth
-    if error.numel() == 0:
+    count = int(finite.sum())
+    if count == 0:
         return 0.0
-    if not error.isfinite().all():
+    error = torch.linalg.vector_norm(torch.where(finite, actual - truth, 0.0)).item()
+    if not math.isfinite(error):
         return math.inf
-    scale = torch.linalg.vector_norm(truth).item() or math.sqrt(truth.numel())
-    return torch.linalg.vector_norm(error).item() / scale
+    scale = torch.linalg.vector_norm(torch.where(finite, truth, 0.0)).item() or math.sqrt(count)
+    return error / scale
 
 
 def allowed_error(
