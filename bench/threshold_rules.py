@@ -213,7 +213,10 @@ RULES = (
     Rule(
         "winograd tile, kept weights", "kKeptMegabytes", FORMS, "MB of F(4)'s weights",
         weight_megabytes, ("F(4)", "F(4x2)"),
-        squares((7, (7, 8)), ((64, 64), (128, 256), (256, 256), (320, 320), (384, 384), (512, 512))),
+        squares(
+            (7, (7, 8)),
+            ((64, 64), (128, 256), (256, 256), (320, 320), (384, 384), (512, 512)),
+        ),
         ("forward",),
     ),
     Rule(

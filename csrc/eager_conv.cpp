@@ -1,4 +1,6 @@
 // Eager calls of conv2d: eager.h.
+#include <memory>
+
 #include "cpu/conv_call.h"
 #include "eager.h"
 
@@ -70,24 +72,92 @@ PyObject* conv2d_raw(PyObject*, PyObject* const* args, Py_ssize_t n) {
   });
 }
 
-// plain(input, weight, bias, residual): whether conv2d_packed may take them: plain CPU tensors,
-// nothing watching, no gradient asked for.
-PyObject* plain(PyObject*, PyObject* const* args, Py_ssize_t n) {
-  const bool taken = n == 4 && quiet() && plain_tensors(args) && !needs_grad(args, 4);
-  PyErr_Clear();
-  return PyBool_FromLong(taken);
+struct Drop {
+  void operator()(PyObject* object) const { Py_DECREF(object); }
+};
+typedef std::unique_ptr<PyObject, Drop> Owned;
+
+Owned entry(PyObject* dict, PyObject* name) {
+  PyObject* found = PyDict_GetItemWithError(dict, name);
+  Py_XINCREF(found);
+  return Owned(found);
 }
 
-// conv2d_packed(input, weight, bias, residual, packed, height, width, activation) after `plain`.
-PyObject* conv2d_packed(PyObject*, PyObject* const* args, Py_ssize_t n) {
+// What a call by kept weights looks up in its layer, see fastconv/packing.py.
+struct LayerNames {
+  PyObject *cache, *parameters, *weight, *bias, *activation, *head, *problems, *version;
+  PyObject* settings[5];
+};
+
+const LayerNames& layer_names() {
+  auto name = [](const char* s) { return PyUnicode_InternFromString(s); };
+  static const LayerNames names = {
+      name("_weight_cache"),
+      name("_parameters"),
+      name("weight"),
+      name("bias"),
+      name("activation"),
+      name("head"),
+      name("problems"),
+      name("_version"),
+      {name("stride"), name("padding"), name("dilation"), name("groups"), name("padding_mode")}};
+  return names;
+}
+
+// Whether a cache is of the weight as it is, and of the layer's settings.
+bool is_of(PyObject* head, PyObject* attributes, PyObject* weight, const void* data) {
+  const LayerNames& names = layer_names();
+  const Owned version(PyObject_GetAttr(weight, names.version));  // null in inference mode
+  int64_t numbers[2], now;
+  if (!version || !integer(version.get(), now) || PyTuple_GET_SIZE(head) != 7) return false;
+  for (int i = 0; i < 2; ++i)
+    if (!integer(PyTuple_GET_ITEM(head, i), numbers[i])) return false;
+  bool same = numbers[0] == (int64_t)(intptr_t)data && numbers[1] == now;
+  for (int i = 0; i < 5; ++i)
+    same = same &&
+           PyDict_GetItemWithError(attributes, names.settings[i]) == PyTuple_GET_ITEM(head, 2 + i);
+  return same;
+}
+
+PyObject* problem_of(const Operand& input) {
+  int64_t numbers[9] = {static_cast<int64_t>(input.dtype)};
+  for (int i = 0; i < 4; ++i) numbers[1 + i] = input.size[i], numbers[5 + i] = input.stride[i];
+  return PyBytes_FromStringAndSize((const char*)numbers, sizeof numbers);
+}
+
+// kept_conv2d(attributes of a layer, input, residual): its output by the packed weights that it
+// keeps; bytes that name the problem, where it keeps none of it; or None.
+PyObject* kept_conv2d(PyObject*, PyObject* const* args, Py_ssize_t n) {
   return or_none([&]() -> PyObject* {
+    const LayerNames& names = layer_names();
+    if (n != 3 || !PyDict_CheckExact(args[0]) || !quiet()) return nullptr;
+    PyObject* const layer = args[0];
+    // A parametrization, pruning or weight norm take a parameter's name out, or set an attribute.
+    const Owned parameters = entry(layer, names.parameters);
+    if (!parameters || entry(layer, names.weight) || entry(layer, names.bias)) return nullptr;
+    const Owned weight = entry(parameters.get(), names.weight);
+    const Owned bias = entry(parameters.get(), names.bias);
+    const Owned activated = entry(layer, names.activation);
+    int64_t code;
+    if (!weight || !bias || !activated || !activation(activated.get(), code)) return nullptr;
+    PyObject* const tensors[] = {args[1], weight.get(), bias.get(), args[2]};
     ConvOperands o = {};
+    if (!plain_tensors(tensors) || needs_grad(tensors, 4) || !borrow_operands(tensors, o))
+      return nullptr;
+    const Owned problem(problem_of(o.input)), cache = entry(layer, names.cache);
+    const Owned head(cache ? PyObject_GetAttr(cache.get(), names.head) : nullptr);
+    if (!head || !is_of(head.get(), layer, weight.get(), o.weight.data))
+      return PyErr_Clear(), Py_NewRef(problem.get());
+    const Owned problems(PyObject_GetAttr(cache.get(), names.problems));
+    const Owned found = entry(problems.get(), problem.get());
+    if (!found) return Py_NewRef(problem.get());
     Operand packed;
-    int64_t height, width, code;
-    const bool taken = n == 8 && borrow_operands(args, o) && borrow(args[4], packed) &&
-                       integer(args[5], height) && integer(args[6], width) &&
-                       integer(args[7], code);
-    return taken ? output_of(conv2d_packed_call(o, packed, height, width, code), args[0]) : nullptr;
+    int64_t height, width;
+    const bool taken = PyTuple_CheckExact(found.get()) &&
+                       borrow(PyTuple_GET_ITEM(found.get(), 0), packed) &&
+                       integer(PyTuple_GET_ITEM(found.get(), 1), height) &&
+                       integer(PyTuple_GET_ITEM(found.get(), 2), width);
+    return taken ? output_of(conv2d_packed_call(o, packed, height, width, code), args[1]) : nullptr;
   });
 }
 
@@ -96,8 +166,7 @@ PyObject* conv2d_packed(PyObject*, PyObject* const* args, Py_ssize_t n) {
 PyMethodDef conv_calls[] = {
     {"eager_conv2d", (PyCFunction)(void*)conv2d, METH_FASTCALL, nullptr},
     {"eager_conv2d_raw", (PyCFunction)(void*)conv2d_raw, METH_FASTCALL, nullptr},
-    {"eager_conv2d_packed", (PyCFunction)(void*)conv2d_packed, METH_FASTCALL, nullptr},
-    {"eager_plain", (PyCFunction)(void*)plain, METH_FASTCALL, nullptr},
+    {"eager_kept_conv2d", (PyCFunction)(void*)kept_conv2d, METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace fastconv::eager

@@ -18,7 +18,7 @@ from .ops import (
     max_pool2d,
     residual_add,
 )
-from .packing import cache_size, cached_conv2d, clear_cache
+from .packing import cache_size, clear_cache, kept_conv2d
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -130,12 +130,11 @@ class Conv2d(torch.nn.Conv2d):
         )
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        weight, bias = _tensor(self, "weight"), _tensor(self, "bias")
         if not self.training and type(self)._conv_forward is Conv2d._conv_forward:
-            output = cached_conv2d(self, input, weight, bias, residual)
+            output = kept_conv2d(self, input, residual)
             if output is not None:
                 return output
-        return self._conv_forward(input, weight, bias, residual)
+        return self._conv_forward(input, _tensor(self, "weight"), _tensor(self, "bias"), residual)
 
     def train(self, mode: bool = True) -> Conv2d:
         clear_cache(self)

@@ -11,21 +11,15 @@ from __future__ import annotations
 
 import os
 import weakref
+from operator import is_not
 
 import torch
 from torch import Tensor
 
 from . import _C
-from .ops.sizes import (
-    activation_code,
-    conv_padding,
-    conv_shape,
-    empty,
-    pair,
-)
+from .ops.sizes import conv_padding, conv_shape, empty, pair
 
 _pack = torch.ops.fastconv.conv2d_pack.default
-_packed = torch.ops.fastconv.conv2d_packed.default
 _HEAD = 64  # elements that say what is packed: csrc/cpu/conv.cpp
 _LARGEST = 2**24  # number of a window that the head holds
 _PROBLEMS = 64  # remembered by a layer; those that agree in their head share one tensor
@@ -46,28 +40,20 @@ def _limit() -> int:
 
 
 class WeightCache:
-    """The packed weights of one layer."""
+    """The packed weights of one layer, as csrc/eager_conv.cpp looks them up."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self.address, self.version = weight.data_ptr(), weight._version
-        # problem -> packed weights, the output's height and width
-        self.problems: dict[tuple, tuple[Tensor, int, int]] = {}
+    def __init__(self, head: tuple) -> None:
+        self.head = head
+        # What names a problem -> packed weights, the output's height and width; or None: no room.
+        self.problems: dict[bytes, tuple[Tensor, int, int] | None] = {}
         _caches.add(self)
 
-    def holds(self, weight: Tensor) -> bool:
-        return (
-            self.address == weight.data_ptr()
-            and not weight.is_inference()  # it has no version counter
-            and self.version == weight._version
-        )
-
     def tensors(self) -> list[Tensor]:
-        return list({id(t): t for t, *_ in self.problems.values()}.values())
+        kept = [found[0] for found in list(self.problems.values()) if found]  # threads may add
+        return list({id(packed): packed for packed in kept}.values())
 
-    def add(self, problem: tuple, weight: Tensor, input: Tensor, window: tuple) -> bool:
+    def add(self, problem: bytes, weight: Tensor, input: Tensor, window: tuple) -> bool:
         """Packs the weights for a problem; False where they are past the limit."""
-        if max(window) > _LARGEST:
-            return False
         if len(self.problems) >= _PROBLEMS:
             self.problems.clear()
         packed = _pack(input, weight, *window)
@@ -77,46 +63,49 @@ class WeightCache:
                 break
         else:
             if cache_size() + packed.nbytes > _limit():
+                self.problems[problem] = None
                 return False
         size = conv_shape(input.shape, weight.shape, window)
         self.problems[problem] = packed, size[2], size[3]
         return True
 
 
-def cached_conv2d(
-    layer: torch.nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None, residual
-) -> Tensor | None:
-    """The layer's output by its packed weights; None where they do not serve this call."""
-    if torch.compiler.is_dynamo_compiling() or not _C.eager_plain(input, weight, bias, residual):
-        return None
-    attributes = layer.__dict__
-    cache = attributes.get("_weight_cache")
-    if cache is None or not cache.holds(weight):
-        if not (input.is_cpu and weight.is_cpu) or weight.is_inference():
-            return None
-        cache = attributes["_weight_cache"] = WeightCache(weight)
-    problem = (
-        input.shape, input.stride(), input.dtype,
+def _head(layer: torch.nn.Conv2d) -> tuple:
+    """What a layer's packed weights depend on: the weight as it is, and the layer's settings."""
+    weight = layer.weight
+    return (
+        weight.data_ptr(), weight._version,
         layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode,
     )  # fmt: skip
-    found = cache.problems.get(problem)
-    if found is None:
-        fits = input.dim() == 4 and input.dtype == weight.dtype and layer.padding_mode == "zeros"
-        if not fits or _limit() == 0:
-            return None
-        stride, dilation = pair(layer.stride, "stride"), pair(layer.dilation, "dilation")
-        pads = conv_padding(layer.padding, weight.shape[2:], stride, dilation)
-        if not cache.add(problem, weight, input, (*stride, *pads, *dilation, layer.groups)):
-            return None
-        found = cache.problems[problem]
-    packed, height, width = found
-    activation = activation_code(layer.activation)
-    output = _C.eager_conv2d_packed(
-        input, weight, bias, residual, packed, height, width, activation
-    )
-    if output is not None:
-        return output
-    return _packed(input, weight, packed, bias, residual, height, width, activation)
+
+
+def _keep(layer: torch.nn.Conv2d, problem: bytes, input: Tensor) -> bool:
+    """Packs the weights for a problem that csrc/eager_conv.cpp has not found; whether it will."""
+    weight = layer.weight
+    fits = input.dtype == weight.dtype and layer.padding_mode == "zeros"
+    if not fits or weight.is_inference() or _limit() == 0:  # those have no version counter
+        return False
+    stride, dilation = pair(layer.stride, "stride"), pair(layer.dilation, "dilation")
+    pads = conv_padding(layer.padding, weight.shape[2:], stride, dilation)
+    window = (*stride, *pads, *dilation, layer.groups)
+    if max(window) > _LARGEST:
+        return False
+    cache, head = layer.__dict__.get("_weight_cache"), _head(layer)
+    # By identity, as it is looked up: settings that are equal only would never be found.
+    if cache is None or cache.head[:2] != head[:2] or any(map(is_not, cache.head[2:], head[2:])):
+        cache = layer.__dict__["_weight_cache"] = WeightCache(head)
+    return cache.add(problem, weight, input, window)
+
+
+def kept_conv2d(layer: torch.nn.Conv2d, input: Tensor, residual: Tensor | None) -> Tensor | None:
+    """The layer's output by its packed weights; None where they do not serve this call."""
+    if torch.compiler.is_dynamo_compiling():
+        return None
+    output = _C.eager_kept_conv2d(layer.__dict__, input, residual)
+    if type(output) is bytes:
+        kept = _keep(layer, output, input)
+        output = _C.eager_kept_conv2d(layer.__dict__, input, residual) if kept else None
+    return output
 
 
 def clear_cache(module: torch.nn.Module) -> None:

@@ -62,7 +62,7 @@ def compare_exactly(case, dtype, layout):
 @pytest.mark.parametrize("operands", range(1, 7))
 def test_every_register_tile(operands, dtype, isa):
     """As many pixels, and as many (c, r, s) of the weight gradient, as a tile has operands; one
-    to four vectors of 16, 32 or 64 bytes. Two taps, as few pixels of one have tiles of their own."""
+    to four vectors of 16, 32 or 64 bytes. Two taps: few pixels of one have tiles of their own."""
     for channels in (2, 4, 8, 16, 24, 40, 64):
         case = (1, operands, 1, operands + 1, channels, 1, 2, (1, 1), (0, 0), (1, 1), 1)
         compare_exactly(case, dtype, "channels_last")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fastconv
+from fastconv import _C
 from fastconv.nn import cache_size, clear_cache
 
 LAYERS = {  # arguments of Conv2d by algorithm
@@ -80,6 +81,64 @@ def test_a_changed_weight_is_noticed(change):
         CHANGES[change](conv)
         fresh = fastconv.conv2d(x, conv.weight, conv.bias, padding=1)
         assert torch.equal(conv(x), fresh)
+
+
+def kept(conv, x, residual=None):
+    """What the layer's call past the dispatcher answers: an output, a problem's name, or None."""
+    return _C.eager_kept_conv2d(conv.__dict__, x, residual)
+
+
+SETTINGS = {"padding": (0, 1), "stride": (2, 2), "dilation": (1, 2), "padding_mode": "circular"}
+
+
+@torch.no_grad()
+def test_a_call_is_made_by_what_is_kept_of_its_problem_and_no_other():
+    conv, x = layer(), torch.randn(1, 16, 9, 11)
+    problem = kept(conv, x)
+    assert type(problem) is bytes
+    y = conv(x)
+    assert torch.equal(kept(conv, x), y) and torch.equal(kept(conv, x, -y), y - y)
+    conv.activation = "relu"
+    assert torch.equal(kept(conv, x), y.relu())
+    conv.activation = None
+    for other in (x[..., :8].contiguous(), x[..., :8], x.to(memory_format=torch.channels_last)):
+        assert type(kept(conv, other)) is bytes and kept(conv, other) != problem
+        assert torch.equal(conv(other), fastconv.conv2d(other, conv.weight, conv.bias, padding=1))
+        assert torch.is_tensor(kept(conv, other))
+    for name, value in SETTINGS.items():
+        before = getattr(conv, name)
+        setattr(conv, name, value)
+        assert kept(conv, x) == problem, name
+        assert torch.equal(conv(x), conv._conv_forward(x, conv.weight, conv.bias)), name
+        setattr(conv, name, before)
+        assert torch.equal(conv(x), y)
+    conv.weight.add_(1)
+    assert kept(conv, x) == problem
+
+
+@torch.no_grad()
+def test_what_a_call_by_kept_weights_leaves_to_the_op(monkeypatch):
+    conv, x = layer(), torch.randn(1, 16, 9, 11)
+    conv(x)
+    none = [x[0], x.double(), x[:, :8], x.to("meta"), torch.nn.Parameter(x)[:0], x.numpy(), None]
+    for other in none:
+        assert not torch.is_tensor(kept(conv, other))
+    assert kept(conv, x, torch.zeros(1, 24, 9, 12)) is None
+    with pytest.raises(RuntimeError, match="residual"):
+        conv(x, torch.zeros(1, 24, 9, 12))
+    with torch.enable_grad():
+        assert kept(conv, x) is None
+    torch.nn.utils.parametrizations.weight_norm(conv)
+    assert kept(conv, x) is None
+    assert torch.equal(conv(x), fastconv.conv2d(x, conv.weight, conv.bias, padding=1))
+    full = layer()
+    monkeypatch.setenv("FASTCONV_CACHE", "1")  # its weights take 5 MB
+    big = torch.randn(1, 16, 9, 11)
+    full.weight.data = torch.randn(2400, 16, 3, 3)
+    full.bias.data = torch.randn(2400)
+    expected = fastconv.conv2d(big, full.weight, full.bias, padding=1)
+    assert torch.equal(full(big), expected) and torch.equal(full(big), expected)
+    assert cache_size(full) == 0 and kept(full, big) is None
 
 
 @pytest.mark.parametrize("drop", ["train", "eval", "double", "load_state_dict"])
