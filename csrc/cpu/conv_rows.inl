@@ -211,9 +211,11 @@ inline void row_run(const TapConv& job, const Blocking& b, const void* packed, v
   T* bias = (T*)((char*)scratch + at.bias);
   T* panel = (T*)((char*)scratch + at.panel);
   RowRun* runs = (RowRun*)((char*)scratch + at.runs);
-  // Sums go straight to y where it is planar and needs no narrowing.
-  const bool direct = sizeof(S) == sizeof(T) && job.ys[3] == 1 &&
-                      (!job.residual || job.rs[3] == 1) && job.activation != Activation::sigmoid;
+  // Sums go straight to y where it is planar; those that are narrowed by way of `narrowed`, in L1.
+  constexpr bool kNarrow = sizeof(S) != sizeof(T);
+  const bool direct = job.ys[3] == 1 && (!job.residual || (!kNarrow && job.rs[3] == 1)) &&
+                      job.activation != Activation::sigmoid;
+  T narrowed[kNarrow ? kTile * kRowVectors * W : 1];
   const int64_t kernel = job.R * job.S;
   const int64_t dense[5] = {job.K * job.C * kernel, job.C * kernel, kernel, job.S, 1};
   const int64_t* ws = packed ? dense : job.ws;
@@ -277,20 +279,23 @@ inline void row_run(const TapConv& job, const Blocking& b, const void* packed, v
         T* sums = acc + from * plane + i * pitch + column;
         RowTarget<T> target = {sums, plane, c0 > 0 ? sums : nullptr, plane};
         target.last = W;
+        const int64_t last_lanes = more ? W : cols - (vectors - 1) * W;
+        S* y = nullptr;
         if (direct && c0 + b.chunk >= job.C) {
           const int64_t p = p0 + i, q = q0 + column;
-          target.y = (T*)to.y + from * to.y_k + p * to.y_p + q, target.plane = to.y_k;
+          y = to.y + from * to.y_k + p * to.y_p + q;
+          target.y = kNarrow ? narrowed : (T*)y, target.plane = kNarrow ? V * W : to.y_k;
           if (to.residual) target.residual = (const T*)to.residual + from * to.r_k + p * to.r_p + q;
           target.residual_plane = to.r_k;
           if (to.bias) target.bias = bias + from;
           target.relu = to.activation == Activation::relu;
-          if (!more) target.last = cols - (vectors - 1) * W;
+          if (!kNarrow) target.last = last_lanes;
           // The next tile's outputs, where a core does not look so far ahead.
           if (planes ? kPairs : group + 1 < last) {
-            const T* y = target.y + (planes ? V * W : J * to.y_k);
+            const S* after = y + (planes ? V * W : J * to.y_k);
             for (int j = 0; j < J; ++j)
-              for (int v = 0; v < V; v += kLine / (int)sizeof(Vec<T>))
-                __builtin_prefetch(y + j * to.y_k + v * W, 1, 3);
+              for (int v = 0; v < V; v += kLine / (W * (int)sizeof(S)))
+                __builtin_prefetch(after + j * to.y_k + v * W, 1, 3);
           }
         }
         const int64_t line = (group - first) * kLine / (int64_t)sizeof(T);
@@ -299,6 +304,10 @@ inline void row_run(const TapConv& job, const Blocking& b, const void* packed, v
           lines = {(const char*)(next + line), slab.c * (int64_t)sizeof(T)};
         row_tile<T>(J, V, x, w, runs, run_count, target, lines);
         ran |= 1u << (8 * (V - 1) + J - 1);
+        for (int j = 0; kNarrow && y && j < J; ++j)
+          for (int v = 0; v < V; ++v)
+            store_lanes<S>(y + j * to.y_k + v * W, load<T>(narrowed + (j * V + v) * W),
+                           v < V - 1 ? W : last_lanes, 1);
         if (planes) {
           if (++segment == segments) segment = 0, ++i;
           if (i == rows) i = 0, ++group;
