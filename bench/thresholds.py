@@ -269,6 +269,8 @@ def show(path: Path) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measures what the options ask for; 1 if a row failed or there was none."""
+    isa = hold_isa(options)  # before the rules ask for its lanes
+    settings = {"isa": isa, "threads": options.threads, "rounds": options.rounds}
     todo = {
         rule: [(p, row) for p, row in rows_of(rule) if re.search(options.filter, name_of(row))]
         for rule in RULES
@@ -279,7 +281,6 @@ def run(options: argparse.Namespace) -> int:
         return 1
     torch.set_num_threads(options.threads)
     done: list[dict] = []
-    settings = {"isa": hold_isa(options), "threads": options.threads, "rounds": options.rounds}
     with (
         start_workers(__file__, options.threads, ["fastconv"]) as workers,
         Progress(asked * options.rounds, Path(__file__).stem) as progress,

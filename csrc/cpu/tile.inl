@@ -27,12 +27,11 @@ inline void mark_tiles(uint32_t ran, Tiles kind, int vectors) {
 }
 
 // Vectors of a tile for that many output channels from a panel's first on; over 2: of a pair of
-// panels. The last five are two and three: a tile of one loads more than it multiplies.
+// panels, which no task parts. NOTE one vector is summed in another order than more are, so which
+// channels share a tile must not depend on the threads.
 template <class T>
 inline int tile_vectors(int64_t lanes) {
-  const int64_t vectors = ceil_div(lanes, (int64_t)kW<T>);
-  if (kPairs && vectors == 5) return 2;
-  return (int)min64(vectors, kPairs ? 4 : 2);
+  return (int)min64(ceil_div(lanes, (int64_t)kW<T>), kPairs ? 4 : 2);
 }
 constexpr int panels_of(int vectors) { return (vectors + 1) / 2; }
 

@@ -155,7 +155,7 @@ enum class WinogradWeights { fresh, kept, summed };
 // their memory only, as long as they stay in L3. Measured by bench/thresholds.py,
 // bench/results/thresholds_*.json. 3x3 512->512 @7 on Zen 4, kept, in us: 2 x 2 1170, 4 x 2 980,
 // 4 x 4 1360.
-constexpr int64_t kWinogradPixels = 64;      // rule "winograd tile"
+constexpr int64_t kWinogradPixels = 81;      // rule "winograd tile"
 constexpr int64_t kMixedPixels = 49;         // rule "mixed winograd tile"
 constexpr int64_t kGradPixels = 144;         // rule "winograd tile, weight gradient"
 constexpr int64_t kKeptMegabytes = 14;       // rule "winograd tile, kept weights"
