@@ -132,8 +132,8 @@ struct WinogradBlocking {
 // Floats that fill an odd number of cache lines: the points of a tile must not share one L1 set.
 static inline int64_t odd_lines(int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; }
 
-// Input channels of a sum. Pairs of panels of 128 are in L1, of 256 in L2: with AVX-512 on Zen 4 all
-// 3x3 of 128 channels and more are 1.03 times as fast with 256, 512->512 @7 1.10 times.
+// Input channels of a sum. Pairs of panels of 128 are in L1, of 256 in L2: with AVX-512 on Zen 4
+// all 3x3 of 128 channels and more are 1.03 times as fast with 256, 512->512 @7 1.10 times.
 constexpr int64_t kWinogradChunk = 256;
 constexpr int64_t kGradChannels = 64;  // of a task of the weight gradient: its sums fit L2
 // Transformed operands of a segment of the weight gradient: twice the sums, which a segment reads
