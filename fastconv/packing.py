@@ -102,10 +102,9 @@ def kept_conv2d(layer: torch.nn.Conv2d, input: Tensor, residual: Tensor | None) 
     if torch.compiler.is_dynamo_compiling():
         return None
     output = _C.eager_kept_conv2d(layer.__dict__, input, residual)
-    if type(output) is bytes:
-        kept = _keep(layer, output, input)
-        output = _C.eager_kept_conv2d(layer.__dict__, input, residual) if kept else None
-    return output
+    if type(output) is bytes and _keep(layer, output, input):
+        output = _C.eager_kept_conv2d(layer.__dict__, input, residual)
+    return None if type(output) is bytes else output  # another thread may have dropped it
 
 
 def clear_cache(module: torch.nn.Module) -> None:

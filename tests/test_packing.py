@@ -227,6 +227,15 @@ def test_eight_threads_share_a_layer():
             assert torch.equal(mine, true)
 
 
+def test_weights_that_another_thread_drops_at_once(monkeypatch):
+    conv, x = layer().requires_grad_(False), torch.randn(1, 16, 9, 11)
+    expected = conv(x)
+    clear_cache(conv)
+    keep = fastconv.packing._keep
+    monkeypatch.setattr(fastconv.packing, "_keep", lambda *a: (keep(*a), clear_cache(conv))[0])
+    assert torch.equal(conv(x), expected)
+
+
 def test_transforms_take_the_op():
     conv, x = layer().requires_grad_(False), torch.randn(3, 16, 9, 11)
     expected = conv.train()(x)
