@@ -38,6 +38,19 @@ constexpr int64_t kStridedGradChannels = 16;   // rule "strided winograd channel
 constexpr int64_t kLeastPixels = 16;           // rule "winograd pixels": of a batch
 constexpr int64_t kWeightGrad5x5Pixels = 512;  // rule "5x5 weight gradient error": of a batch
 constexpr int64_t kStridedGradPercent = 88;    // rule "strided input gradient products"
+constexpr int64_t kGroupWidth = 8;             // rule "group width"
+
+const char* refuse_grouped(const ConvProblem& p, const Capabilities& caps, Direction direction) {
+  const int64_t width = p.C / p.G;
+  if (p.G == 1) return "a single group";
+  if (direction == Direction::weight_grad) return "a weight gradient runs along inputs";
+  if (p.dtype == DType::f64) return "float64 has no permutation for it";
+  if (p.C != p.K || p.C == p.G) return "a group has other than as many outputs as inputs, 2 or more";
+  if (width > caps.lanes || caps.lanes % width) return "a vector holds no whole groups";
+  if (caps.measured_rules && p.stride_w == 1 && width > kGroupWidth)
+    return "so wide a group fills tiles of its own";
+  return caps.lanes < 8 ? "this instruction set has no permutation for it" : nullptr;
+}
 
 // Of the input gradient of a 3x3 of stride 2: along an axis Winograd takes 5 products of a tile of
 // two pairs of inputs and 4 of a brief one, a direct kernel 3 of a pair and 1 of an input left
@@ -72,13 +85,29 @@ const char* avoid_winograd(const ConvProblem& p, const Capabilities& caps, Direc
   return strided && direction == Direction::input_grad ? avoid_strided_grad(p) : nullptr;
 }
 
-const char* refuse_winograd(const ConvProblem& p, const Capabilities& caps, Direction direction) {
+// A dilated problem as one without dilation, of images that lie between each other: of the largest.
+ConvProblem by_phases(ConvProblem p) {
+  p.N *= p.dil_h * p.dil_w;
+  p.H = ceil_div(p.H, p.dil_h), p.P = ceil_div(p.P, p.dil_h);
+  p.W = ceil_div(p.W, p.dil_w), p.Q = ceil_div(p.Q, p.dil_w);
+  p.pad_t = ceil_div(p.pad_t, p.dil_h), p.pad_b = ceil_div(p.pad_b, p.dil_h);
+  p.pad_l = ceil_div(p.pad_l, p.dil_w), p.pad_r = ceil_div(p.pad_r, p.dil_w);
+  p.dil_h = p.dil_w = 1;
+  return p;
+}
+
+const char* refuse_winograd(const ConvProblem& given, const Capabilities& caps,
+                            Direction direction) {
+  const ConvProblem p = by_phases(given);
   if (p.dtype == DType::f64) return "its rounding is too coarse for float64";
   if (p.R != p.S || (p.R != 3 && p.R != 5)) return "the kernel is neither 3x3 nor 5x5";
   const bool strided = p.stride_h == 2 && p.stride_w == 2;
   if (!strided && (p.stride_h != 1 || p.stride_w != 1)) return "the stride is neither 1 nor 2";
   if (strided && p.R != 3) return "of stride 2 it has 3x3 only";
-  if (p.dil_h != 1 || p.dil_w != 1) return "the kernel is dilated";
+  const bool dilated = given.dil_h > 1 || given.dil_w > 1;
+  if (dilated && strided) return "the kernel is dilated and strided";
+  if (given.pad_t % given.dil_h || given.pad_l % given.dil_w)
+    return "of a dilated kernel it takes a padding that is a multiple of the dilation";
   if (p.pad_t >= p.R || p.pad_b >= p.R || p.pad_l >= p.S || p.pad_r >= p.S)
     return "outputs that read padding only would round away the others";
   if (p.H < p.R || p.W < p.S || p.P < p.R || p.Q < p.S)
@@ -125,6 +154,7 @@ const std::vector<PlanRow>& plan_table() {
   static const std::vector<PlanRow> table = {
       {"conv1x1", Backend::cpu, Algorithm::conv1x1, refuse_conv1x1},
       {"depthwise", Backend::cpu, Algorithm::depthwise, refuse_depthwise},
+      {"grouped", Backend::cpu, Algorithm::grouped, refuse_grouped},
       {"winograd", Backend::cpu, Algorithm::winograd, refuse_winograd},
       {"direct", Backend::cpu, Algorithm::direct, refuse_direct},
       {"conv1x1", Backend::cuda, Algorithm::conv1x1, refuse_cuda_conv1x1},

@@ -17,7 +17,15 @@ struct Capabilities {
   int64_t lanes = 16;  // of the CPU: float32 in a vector
 };
 
-enum class Algorithm : int32_t { conv1x1, stem, depthwise, winograd, implicit_gemm, direct };
+enum class Algorithm : int32_t {
+  conv1x1,
+  stem,
+  depthwise,
+  grouped,
+  winograd,
+  implicit_gemm,
+  direct
+};
 
 struct PlanRow {
   const char* name;

@@ -14,6 +14,32 @@ static inline int64_t even_share(int64_t n, int64_t most) {
   return n <= 0 ? 1 : ceil_div(n, ceil_div(n, max64(most, 1)));
 }
 
+// An image of a job, and where it lies.
+struct Image {
+  int64_t n, i, j;  // of the tensor, and its phase
+  int64_t H, W, P, Q;
+};
+
+template <class Job>
+static inline Image image_of(const Job& job, int64_t n) {
+  const Lattice& l = job.lattice;
+  if (!l.h) return {n, 0, 0, job.H, job.W, job.P, job.Q};
+  const int64_t i = n / l.w % l.h, j = n % l.w;
+  auto rows = [&](int64_t all) { return ceil_div(all - i, l.h); };
+  auto cols = [&](int64_t all) { return ceil_div(all - j, l.w); };
+  return {n / (l.h * l.w), i, j, rows(l.H), cols(l.W), rows(l.P), cols(l.Q)};
+}
+
+// Elements from a tensor's beginning to an image's; `s`: the job's strides of it.
+static inline int64_t image_at(const Lattice& l, const Image& m, const int64_t s[4]) {
+  return m.n * s[0] + (l.h ? m.i * (s[2] / l.h) + m.j * (s[3] / l.w) : 0);
+}
+
+template <class Job>
+static inline int64_t image_at(const Job& job, int64_t n, const int64_t s[4]) {
+  return job.lattice.h ? image_at(job.lattice, image_of(job, n), s) : n * s[0];
+}
+
 constexpr int64_t kChunkBytes = 16 * 1024, kSlabBytes = 256 * 1024, kBlockPixels = 192,
                   kPlanePixels = 1024;
 constexpr int64_t kBandBytes =
@@ -214,9 +240,48 @@ static inline ConvBlock conv_block(const TapConv& job, const Blocking& b, int64_
   return t;
 }
 
-// Depthwise by vectors along channels; its tasks are rows of outputs, else they are planes.
-static inline bool depthwise_channels(const TapConv& job) {
-  return job.K == 1 && job.xs[1] == 1 && job.ys[1] == 1;
+// Depthwise and narrow groups, vectors along channels (grouped.inl). In place the weights of a task's
+// channels stay in L1, else its transposed rows in L2.
+constexpr int64_t kGroupedPixels = 8;  // of a register tile
+constexpr int64_t kGroupedWeightBytes = 16 * 1024, kGroupedRowBytes = 256 * 1024;
+
+struct GroupedBlocking {
+  bool in_place;           // channel-last operands, of the arithmetic's type
+  int64_t channels, rows;  // of a task
+  int64_t parts, bands, tasks;
+};
+
+static inline GroupedBlocking grouped_blocking(const TapConv& job, int64_t panel, int64_t element,
+                                               int64_t threads) {
+  GroupedBlocking b = {};
+  const int64_t channels = job.G * job.K, taps = max64(job.rows.count * job.cols.count, 1);
+  b.in_place = job.xs[1] == 1 && job.ys[1] == 1 && (!job.residual || job.rs[1] == 1) &&
+               2 * channels >= panel && (job.dtype == DType::f32 || job.dtype == DType::f64);
+  b.channels = panel, b.rows = 1;
+  if (b.in_place) {
+    b.channels *= max64(kGroupedWeightBytes / (taps * job.C * panel * element), 1);
+  } else {
+    const int64_t row = (job.W * job.stride_h + job.Q) * panel * element;
+    const int64_t blocks = ceil_div(channels, panel) * job.N;
+    const int64_t most = threads == 1 ? job.P : ceil_div(job.P * blocks, 4 * threads);
+    b.rows = even_share(job.P, min64(max64(kGroupedRowBytes / row, 1), max64(most, 1)));
+  }
+  b.parts = ceil_div(channels, b.channels), b.bands = ceil_div(job.P, b.rows);
+  b.tasks = b.parts * job.N * b.bands;
+  return b;
+}
+
+// Where planes are better: depthwise of several outputs per input, of too few channels for a vector,
+// or of few taps on wide planes; and narrow groups there (conv_rows.inl). NCHW on Zen 4 with
+// AVX-512, transposed -> by planes: depthwise 3x3 of 32 channels @112 397 -> 335 us, of 144 @56 268 ->
+// 294, 7x7 of 96 @56 369 -> 447; 3x3 of 32 groups of 4 @56 479 -> 405, of 8 @28 370 -> 385.
+static inline bool depthwise_planes(const TapConv& job, int64_t panel) {
+  const bool wide = job.ys[1] != 1 && job.stride_w == 1 && job.Q > 2 * panel;
+  return job.C == 1 && (job.K > 1 || 4 * job.G < panel ||
+                        (wide && job.rows.count * job.cols.count <= 9));
+}
+static inline bool grouped_rows(const TapConv& job, int64_t panel) {
+  return job.C > 1 && job.ys[1] != 1 && job.stride_w == 1 && job.Q > panel;
 }
 
 // A task of the weight gradient owns (group, chunk of C, range of panels) and loops over all

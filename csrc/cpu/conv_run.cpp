@@ -135,15 +135,44 @@ void run_winograd_grad(const WeightGrad& job, double work) {
 
 void run_depthwise(const TapConv& job) {
   const KernelTable& kernels = cpu_kernels();
-  parallel_tasks(depthwise_channels(job) ? job.N * job.P : job.N * job.G * job.K, 20 * flops(job),
-                 [&](int64_t begin, int64_t end) {
-                   void* own = scratch(Slot::own, kernels.depthwise_scratch(job));
-                   kernels.depthwise_run(job, own, begin, end);
-                 });
+  parallel_tasks(job.N * job.G * job.K, 20 * flops(job), [&](int64_t begin, int64_t end) {
+    void* own = scratch(Slot::own, kernels.depthwise_scratch(job));
+    kernels.depthwise_run(job, own, begin, end);
+  });
+}
+
+// Depthwise too.
+void run_grouped(const TapConv& job) {
+  const KernelTable& kernels = cpu_kernels();
+  const bool f64 = job.dtype == DType::f64;
+  const int64_t panel = f64 ? kernels.panel_f64 : kernels.panel_f32;
+  if (depthwise_planes(job, panel)) return run_depthwise(job);
+  if (grouped_rows(job, panel)) return run_direct(job, nullptr);
+  const GroupedBlocking b =
+      grouped_blocking(job, panel, f64 ? 8 : 4, torch::stable::get_num_threads());
+  parallel_tasks(b.tasks, 20 * flops(job), [&](int64_t begin, int64_t end) {
+    void* own = scratch(Slot::own, kernels.grouped_scratch(job, b));
+    kernels.grouped_run(job, b, own, begin, end);
+  });
+}
+
+// A dilated job as one of images between each other. `operands` are the strides of all it walks.
+template <class Job>
+void split_phases(Job& job, std::initializer_list<int64_t*> operands) {
+  const int64_t h = job.rows.offset_step, w = job.cols.offset_step;
+  if (h * w == 1) return;
+  job.lattice = {h, w, job.H, job.W, job.P, job.Q};
+  job.N *= h * w;
+  job.H = ceil_div(job.H, h), job.W = ceil_div(job.W, w);
+  job.P = ceil_div(job.P, h), job.Q = ceil_div(job.Q, w);
+  job.rows.offset /= h, job.cols.offset /= w;
+  job.rows.offset_step = job.cols.offset_step = 1;
+  for (int64_t* s : operands) s[2] *= h, s[3] *= w;
 }
 
 // The job as its algorithm runs it.
 TapConv prepared(TapConv job, const PlanRow& row) {
+  if (row.algorithm == Algorithm::winograd) split_phases(job, {job.xs, job.ys, job.rs});
   if (row.algorithm == Algorithm::conv1x1)
     fold_pixels(job, {job.xs, job.ys, job.residual ? job.rs : job.ys});
   return job;
@@ -164,7 +193,8 @@ Packing conv_packing(const TapConv& given, const PlanRow& row) {
   const TapConv job = prepared(given, row);
   const int64_t algorithm = static_cast<int64_t>(row.algorithm), lanes = panel_pairs(job);
   switch (row.algorithm) {
-    case Algorithm::depthwise: return {};
+    case Algorithm::depthwise:
+    case Algorithm::grouped: return {};
     case Algorithm::winograd: {
       const WinogradBlocking b = winograd_blocking(job, true);
       return {{algorithm, lanes, b.chunk, b.form.rows.m, b.form.cols.m, b.form.rows.stride, job.G,
@@ -193,7 +223,8 @@ void conv_run(const TapConv& given, const PlanRow& row, Direction direction, con
   if (job.N * job.G * job.K * job.P * job.Q == 0) return;
   mark_ran(row, direction);
   switch (row.algorithm) {
-    case Algorithm::depthwise: return run_depthwise(job);
+    case Algorithm::depthwise:
+    case Algorithm::grouped: return run_grouped(job);
     case Algorithm::winograd: return run_winograd(job, (const float*)packed);
     default: return run_direct(job, packed);
   }
@@ -209,7 +240,10 @@ void weight_grad_run(WeightGrad job, const PlanRow& row) {
       void* own = scratch(Slot::own, kernels.depthwise_weight_grad_scratch(job));
       kernels.depthwise_weight_grad_run(job, own, begin, end);
     });
-  if (row.algorithm == Algorithm::winograd) return run_winograd_grad(job, work);
+  if (row.algorithm == Algorithm::winograd) {
+    split_phases(job, {job.xs, job.dys});
+    return run_winograd_grad(job, work);
+  }
   if (row.algorithm == Algorithm::conv1x1) fold_pixels(job, {job.xs, job.dys});
   const bool f64 = job.dtype == DType::f64;
   const Blocking b = weight_grad_blocking(job, f64 ? kernels.panel_f64 : kernels.panel_f32,

@@ -93,11 +93,13 @@ inline void winograd_input(const Job& job, const WinogradBlocking& b, const Tile
   const S* x_end = input_end<S>(job);
   for (int64_t cv = begin; cv < end; ++cv)
     for (int64_t n = 0; n < t.images; ++n) {
-      const S* x = (const S*)job.x + (t.n0 + n) * job.xs[0] + (t.g * job.C + cv * W) * job.xs[1];
+      const Image image = image_of(job, t.n0 + n);
+      const S* x = (const S*)job.x + image_at(job.lattice, image, job.xs) +
+                   (t.g * job.C + cv * W) * job.xs[1];
       const int64_t cn = min64(W, job.C - cv * W);
       auto fill = [&](const Slab<float>& slab, int64_t h, int64_t slab_h, int64_t w,
                       int64_t slab_w) {
-        fill_slab<S>(slab, x, job.xs, cn, job.H, job.W, h, slab_h, w, slab_w, x_end);
+        fill_slab<S>(slab, x, job.xs, cn, image.H, image.W, h, slab_h, w, slab_w, x_end);
       };
       const bool in_place = sizeof(S) == sizeof(float) && job.xs[1] == 1 && cn == W;
       const Slab<float> all = {slab_data, 1, cols * W, W}, one = {slab_data, 1, tile_w * W, W};
@@ -109,7 +111,7 @@ inline void winograd_input(const Job& job, const WinogradBlocking& b, const Tile
           Slab<float> from = all;
           if (!in_place) {
             from.data += top * all.h + left * all.w;
-          } else if (h >= 0 && h + tile_h <= job.H && w >= 0 && w + tile_w <= job.W) {
+          } else if (h >= 0 && h + tile_h <= image.H && w >= 0 && w + tile_w <= image.W) {
             from = {(float*)x + h * job.xs[2] + w * job.xs[3], 1, job.xs[2], job.xs[3]};
           } else {
             fill(one, h, tile_h, w, tile_w);
@@ -210,12 +212,14 @@ inline void winograd_again(const TapConv& job, const WinogradBlocking& b, const 
   const int64_t rows = (P - 1) * job.stride_h + job.R, cols = (Q - 1) * job.stride_w + job.S;
   const S* x_end = input_end<S>(job);
   for (int64_t n = 0; n < t.images; ++n) {
+    const Image image = image_of(job, t.n0 + n);
     for (int64_t c0 = 0; c0 < job.C; c0 += W) {
       const int64_t cn = min64(W, job.C - c0);
       const Slab<float> slab = make_slab((float*)((char*)scratch + at.slab), cn, rows, cols, false);
-      fill_slab<S>(slab, (const S*)job.x + (t.n0 + n) * job.xs[0] + (t.g * job.C + c0) * job.xs[1],
-                   job.xs, cn, job.H, job.W, t.p0 * job.stride_h + job.rows.offset, rows,
-                   t.q0 * job.stride_w + job.cols.offset, cols, x_end);
+      const S* x = (const S*)job.x + image_at(job.lattice, image, job.xs) +
+                   (t.g * job.C + c0) * job.xs[1];
+      fill_slab<S>(slab, x, job.xs, cn, image.H, image.W, t.p0 * job.stride_h + job.rows.offset,
+                   rows, t.q0 * job.stride_w + job.cols.offset, cols, x_end);
       pack_weights<S>(job, {t.g, panel, c0, cn}, weights);
       const int64_t run_count = make_runs(job, slab, 0, cn, runs);
       const int vectors = tile_vectors<float>(min64(L, job.K - panel * L));
@@ -226,10 +230,10 @@ inline void winograd_again(const TapConv& job, const WinogradBlocking& b, const 
       for (int64_t j = 0; j < t.cols.count(); ++j) {
         if (!bad[t.index(n, i, j)]) continue;
         // Of an odd size the last pair of a transposed job has one output only.
-        const int64_t q = t.cols.start(j), cols = min64(t.cols.size(j), job.Q - t.q0 - q);
+        const int64_t q = t.cols.start(j), cols = min64(t.cols.size(j), image.Q - t.q0 - q);
         for (int64_t row = 0; row < t.rows.size(i); ++row) {
           const int64_t p = t.rows.start(i) + row;
-          if (t.p0 + p < job.P && cols > 0)
+          if (t.p0 + p < image.P && cols > 0)
             store_panel<S>(to, again + (p * Q + q) * L, t.p0 + p, t.q0 + q, 1, cols);
         }
       }
@@ -261,19 +265,25 @@ struct PutChannels {
   }
 };
 
-// M to the P x Q outputs of a block, by put_of(n, p, q, half), image and pixel counted from the
-// block's first. True where one is not finite.
-template <class PutOf>
-inline bool tile_outputs(const WinogradBlocking& b, const TileBlock& t, int64_t P, int64_t Q,
+// Outputs of an image in a block.
+struct Size {
+  int64_t rows, cols;
+};
+
+// M to the size_of(n) outputs of a block's images, by put_of(n, p, q, half), image and pixel counted
+// from the block's first. True where one is not finite.
+template <class SizeOf, class PutOf>
+inline bool tile_outputs(const WinogradBlocking& b, const TileBlock& t, const SizeOf& size_of,
                          const float* m, char* bad, int64_t lanes, const PutOf& put_of) {
   constexpr int W = kW<float>, L = kPanel<float>;
   bool any = false;
-  for (int64_t n = 0; n < t.images; ++n)
+  for (int64_t n = 0; n < t.images; ++n) {
+    const Size size = size_of(n);
     for (int64_t i = 0; i < t.rows.count(); ++i)
       for (int64_t j = 0; j < t.cols.count(); ++j) {
         const int64_t tile = t.index(n, i, j), each = b.form.rows.outputs();
-        const int64_t p = t.rows.start(i) * each, rows = min64(t.rows.size(i) * each, P - p);
-        const int64_t q = t.cols.start(j) * each, cols = min64(t.cols.size(j) * each, Q - q);
+        const int64_t p = t.rows.start(i) * each, rows = min64(t.rows.size(i) * each, size.rows - p);
+        const int64_t q = t.cols.start(j) * each, cols = min64(t.cols.size(j) * each, size.cols - q);
         Lane sum = {};
         for (int half = 0; half < lanes; half += W) {
           const float* from = m + tile * L + half;
@@ -285,6 +295,7 @@ inline bool tile_outputs(const WinogradBlocking& b, const TileBlock& t, int64_t 
         bad[tile] = !__builtin_isfinite(FASTCONV_NS::sum<float>(sum));
         any |= bad[tile];
       }
+  }
   return any;
 }
 
@@ -296,8 +307,11 @@ inline void winograd_outputs(const TapConv& job, const WinogradBlocking& b, cons
   constexpr int W = kW<float>, L = kPanel<float>;
   const PanelStore<S> to = panel_store<S>(job, t.n0, t.g, panel);
   const int64_t lanes = to.lanes, each = b.form.rows.outputs(), p0 = t.p0 * each, q0 = t.q0 * each;
-  const int64_t P = min64(t.rows.outputs * each, job.P - p0);
-  const int64_t Q = min64(t.cols.outputs * each, job.Q - q0);
+  auto size_of = [&](int64_t n) {
+    const Image image = image_of(job, t.n0 + n);
+    return Size{min64(t.rows.outputs * each, image.P - p0),
+                min64(t.cols.outputs * each, image.Q - q0)};
+  };
   char* bad = (char*)scratch + at.bad;
   bool again;
   if (sizeof(S) == sizeof(float) && lanes % W == 0 && to.y_k == 1 &&
@@ -306,23 +320,30 @@ inline void winograd_outputs(const TapConv& job, const WinogradBlocking& b, cons
         to.activation == Activation::relu ? Activation::relu : Activation::none;
     float bias[L] = {};
     for (int64_t k = 0; to.bias && k < lanes; ++k) bias[k] = widen(to.bias[k * to.bias_s]);
+    const int64_t y0 = image_at(job, t.n0, job.ys), r0 = image_at(job, t.n0, job.rs);
     const PutChannels first = {
         (float*)to.y, (const float*)to.residual, to.y_p, to.y_q, to.r_p, to.r_q, {}, activation};
-    again = tile_outputs(b, t, P, Q, m, bad, lanes, [&](int64_t n, int64_t p, int64_t q, int half) {
+    again = tile_outputs(b, t, size_of, m, bad, lanes, [&](int64_t n, int64_t p, int64_t q, int half) {
       p += p0, q += q0;
       PutChannels put = first;
-      put.y += n * job.ys[0] + p * to.y_p + q * to.y_q + half;
-      if (put.residual) put.residual += n * job.rs[0] + p * to.r_p + q * to.r_q + half;
+      put.y += image_at(job, t.n0 + n, job.ys) - y0 + p * to.y_p + q * to.y_q + half;
+      if (put.residual)
+        put.residual += image_at(job, t.n0 + n, job.rs) - r0 + p * to.r_p + q * to.r_q + half;
       put.bias = load<float>(bias + half);
       return put;
     });
   } else {
     float* y = (float*)((char*)scratch + at.outputs);
-    again = tile_outputs(b, t, P, Q, m, bad, lanes, [&](int64_t n, int64_t p, int64_t q, int half) {
-      return PutPixel{y + (n * P * Q + p * Q + q) * L + half, Q * L, L};
+    const int64_t pixels = t.rows.outputs * t.cols.outputs * each * each;
+    again = tile_outputs(b, t, size_of, m, bad, lanes, [&](int64_t n, int64_t p, int64_t q, int half) {
+      const int64_t Q = size_of(n).cols;
+      return PutPixel{y + (n * pixels + p * Q + q) * L + half, Q * L, L};
     });
-    for (int64_t n = 0; n < t.images; ++n)
-      store_panel<S>(panel_store<S>(job, t.n0 + n, t.g, panel), y + n * P * Q * L, p0, q0, P, Q);
+    for (int64_t n = 0; n < t.images; ++n) {
+      const Size size = size_of(n);
+      store_panel<S>(panel_store<S>(job, t.n0 + n, t.g, panel), y + n * pixels * L, p0, q0,
+                     size.rows, size.cols);
+    }
   }
   if (again) winograd_again<S>(job, b, t, panel, scratch, at);
 }

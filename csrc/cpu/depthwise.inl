@@ -1,87 +1,7 @@
-// Depthwise convolution (one input channel per group): bound by memory, no register tile.
-//
-// Channel-last, one output per input channel: vectors along channels, taps clipped at the edges,
-// nothing copied. Otherwise one plane at a time: a padded copy whose columns are split by phase
-// (column mod stride), so that every tap of a row of outputs is one contiguous vector stream.
+// Depthwise convolution one plane at a time, of few channels or several outputs per input; others run
+// along channels (grouped.inl). A padded copy whose columns are split by phase (column mod stride),
+// so that every tap of a row of outputs is one contiguous vector stream.
 namespace fastconv::FASTCONV_NS {
-
-struct Taps {
-  int64_t first, last;  // the taps [first, last) that fall inside the input
-};
-
-// Taps of one axis inside [0, size) for the output whose tap 0 lies at `origin`.
-inline Taps taps_inside(const TapAxis& axis, int64_t origin, int64_t size) {
-  Taps t = {0, axis.count};
-  while (t.first < axis.count && origin + t.first * axis.offset_step < 0) ++t.first;
-  while (t.last > t.first && origin + (t.last - 1) * axis.offset_step >= size) --t.last;
-  return t;
-}
-
-// v[k] += x[k * kStride + j] * w[j] for three neighbouring taps; each x is read once.
-template <int kPixels, int kStride, class S>
-FASTCONV_INLINE void add_three_taps(Vec<Compute<S>> (&v)[kPixels], const S* x, int64_t x_step,
-                                    const Compute<S>* w, int64_t w_step) {
-  typedef Compute<S> T;
-  const Vec<T> tap[3] = {load<T>(w), load<T>(w + w_step), load<T>(w + 2 * w_step)};
-#pragma GCC unroll 16
-  for (int m = 0; m < (kPixels - 1) * kStride + 3; ++m) {
-    const Vec<T> value = load_widened<S>(x + m * x_step);
-#pragma GCC unroll 3
-    for (int j = 0; j < 3; ++j)
-      if (m >= j && (m - j) % kStride == 0 && (m - j) / kStride < kPixels)
-        fma<T>(v[(m - j) / kStride], value, tap[j]);
-  }
-}
-
-// kPixels neighbours of a row, which have the same taps inside, every channel; w is [tap][G], bias
-// [G], both with room for a vector after them.
-template <int kPixels, class S>
-inline void depthwise_pixels(const TapConv& job, const Compute<S>* w, const Compute<S>* bias,
-                             const Taps& rows, const Taps& cols, int64_t n, int64_t p, int64_t q) {
-  typedef Compute<S> T;
-  constexpr int W = kW<T>;
-  const int64_t step = job.stride_w * job.xs[3];
-  const S* x = (const S*)job.x + n * job.xs[0] + (p * job.stride_h + job.rows.offset) * job.xs[2] +
-               (q * job.stride_w + job.cols.offset) * job.xs[3];
-  S* y = (S*)job.y + n * job.ys[0] + p * job.ys[2] + q * job.ys[3];
-  const S* residual = job.residual
-                          ? (const S*)job.residual + n * job.rs[0] + p * job.rs[2] + q * job.rs[3]
-                          : nullptr;
-  for (int64_t c = 0; c < job.G; c += W) {
-    const int64_t lanes = min64(W, job.G - c);
-    Vec<T> v[kPixels];
-#pragma GCC unroll 6
-    for (int k = 0; k < kPixels; ++k) v[k] = load<T>(bias + c);
-    const bool three = kPixels > 1 && lanes == W && cols.last - cols.first == 3 &&
-                       job.cols.offset_step == 1 && job.stride_w <= 2;
-    for (int64_t i = rows.first; i < rows.last; ++i) {
-      const S* row = x + c + i * job.rows.offset_step * job.xs[2];
-      const T* tap_row = w + i * job.cols.count * job.G + c;
-      if (three) {
-        if (job.stride_w == 1)
-          add_three_taps<kPixels, 1, S>(v, row, job.xs[3], tap_row, job.G);
-        else
-          add_three_taps<kPixels, 2, S>(v, row, job.xs[3], tap_row, job.G);
-        continue;
-      }
-      for (int64_t j = cols.first; j < cols.last; ++j) {
-        const S* from = row + j * job.cols.offset_step * job.xs[3];
-        const Vec<T> tap = load<T>(tap_row + j * job.G);
-#pragma GCC unroll 6
-        for (int k = 0; k < kPixels; ++k) fma<T>(v[k], load_lanes<S>(from + k * step, lanes), tap);
-      }
-    }
-#pragma GCC unroll 6
-    for (int k = 0; k < kPixels; ++k) {
-      if (residual) {
-        T add[W] = {};
-        widen_row<S>(add, residual + k * job.rs[3] + c * job.rs[1], lanes, job.rs[1]);
-        v[k] += load<T>(add);
-      }
-      store_lanes<S>(y + k * job.ys[3] + c, activate<T>(v[k], job.activation), lanes, 1);
-    }
-  }
-}
 
 // A plane of the input, padded, its columns split by phase. What follows a row holds anything.
 template <class S>
@@ -127,47 +47,9 @@ template <class S>
 inline int64_t depthwise_scratch(const TapConv& job) {
   typedef Compute<S> T;
   const int64_t taps = job.rows.count * job.cols.count;
-  const int64_t channels = (taps * job.G + job.G + 2 * kW<T>)*sizeof(T);
   const int64_t plane =
       depthwise_plane_elements<S>(job.P, job.Q, job.stride_h, job.stride_w, job.rows, job.cols);
-  return align64(channels) + align64(plane * sizeof(T)) + align64(taps * sizeof(int64_t)) +
-         align64(taps * sizeof(T));
-}
-
-template <class S>
-inline void depthwise_channel_rows(const TapConv& job, void* scratch, int64_t begin, int64_t end) {
-  typedef Compute<S> T;
-  T* w = (T*)scratch;
-  T* bias = w + job.rows.count * job.cols.count * job.G + kW<T>;
-  for (int64_t i = 0; i < job.rows.count; ++i)
-    for (int64_t j = 0; j < job.cols.count; ++j)
-      widen_row<S>(w + (i * job.cols.count + j) * job.G,
-                   (const S*)job.w + (job.rows.index + i * job.rows.index_step) * job.ws[3] +
-                       (job.cols.index + j * job.cols.index_step) * job.ws[4],
-                   job.G, job.ws[0]);
-  if (job.bias)
-    widen_row<S>(bias, (const S*)job.bias, job.G, job.bias_s);
-  else
-    zero(bias, job.G);
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t n = task / job.P, p = task % job.P;
-    const Taps rows = taps_inside(job.rows, p * job.stride_h + job.rows.offset, job.H);
-    auto cols_of = [&](int64_t q) {
-      return taps_inside(job.cols, q * job.stride_w + job.cols.offset, job.W);
-    };
-    for (int64_t q = 0; q < job.Q;) {
-      constexpr int kPixels = 6;
-      const Taps cols = cols_of(q);
-      const bool whole = cols.first == 0 && cols.last == job.cols.count;
-      if (whole && q + kPixels <= job.Q && cols_of(q + kPixels - 1).last == job.cols.count) {
-        depthwise_pixels<kPixels, S>(job, w, bias, rows, cols, n, p, q);
-        q += kPixels;
-      } else {
-        depthwise_pixels<1, S>(job, w, bias, rows, cols, n, p, q);
-        ++q;
-      }
-    }
-  }
+  return align64(plane * sizeof(T)) + align64(taps * sizeof(int64_t)) + align64(taps * sizeof(T));
 }
 
 // Rows [p, p + kRows) of a plane of outputs, columns [q, q + V W): as many sums as hide the latency
@@ -288,11 +170,10 @@ inline void depthwise_plane(const TapConv& job, const PhasePlane<S>& plane, cons
     depthwise_rows<S>(min64(most, job.P - p), job, plane, offsets, weights, bias, n, k, p);
 }
 
-// Tasks: (image, output row) channel-last, (image, output channel) otherwise.
+// Tasks: (image, output channel).
 template <class S>
 inline void depthwise_run(const TapConv& job, void* scratch, int64_t begin, int64_t end) {
   typedef Compute<S> T;
-  if (depthwise_channels(job)) return depthwise_channel_rows<S>(job, scratch, begin, end);
   const int64_t elements =
       depthwise_plane_elements<S>(job.P, job.Q, job.stride_h, job.stride_w, job.rows, job.cols);
   const int64_t columns = slab_rows(job.Q, job.stride_w, job.cols);

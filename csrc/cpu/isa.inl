@@ -23,6 +23,7 @@
 #include "weight_grad.inl"
 #include "weight_grad_1x1.inl"
 #include "winograd_grad.inl"
+#include "grouped.inl"
 #include "depthwise.inl"
 #include "depthwise_grad.inl"
 #include "pool.inl"
@@ -132,6 +133,13 @@ static int64_t dw_scratch(const TapConv& j) { FASTCONV_BY_DTYPE(j.dtype, depthwi
 static void dw_run(const TapConv& j, void* scratch, int64_t begin, int64_t end) {
   FASTCONV_BY_DTYPE(j.dtype, depthwise_run<S>(j, scratch, begin, end))
 }
+static int64_t gr_scratch(const TapConv& j, const GroupedBlocking& b) {
+  FASTCONV_BY_DTYPE(j.dtype, grouped_scratch<Compute<S>>(j, b).total)
+}
+static void gr_run(const TapConv& j, const GroupedBlocking& b, void* scratch, int64_t begin,
+                   int64_t end) {
+  FASTCONV_BY_DTYPE(j.dtype, grouped_run<S>(j, b, scratch, begin, end))
+}
 static int64_t wg_scratch(const WeightGrad& j, const Blocking& b) {
   if (b.along_inputs) {
     FASTCONV_BY_DTYPE(j.dtype, weight_grad_1x1_scratch<S>(j, b).total)
@@ -196,6 +204,8 @@ const KernelTable FASTCONV_TABLE = {
     FASTCONV_NS::winog_run,
     FASTCONV_NS::dw_scratch,
     FASTCONV_NS::dw_run,
+    FASTCONV_NS::gr_scratch,
+    FASTCONV_NS::gr_run,
     FASTCONV_NS::wg_scratch,
     FASTCONV_NS::wg_run,
     FASTCONV_NS::dwg_scratch,

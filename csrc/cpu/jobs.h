@@ -11,6 +11,13 @@
 
 namespace fastconv {
 
+// A dilated convolution as one without dilation (Winograd only): the pixels of one phase, (row mod h,
+// column mod w), are an image of their own. N counts those; H, W, P, Q and strides of the job are
+// the first one's, the largest, and here they are of the whole tensors. h = 0: there is none.
+struct Lattice {
+  int64_t h, w, H, W, P, Q;
+};
+
 struct TapConv {
   int64_t N, G, C, K;  // C, K: channels per group
   int64_t H, W, P, Q;
@@ -18,6 +25,7 @@ struct TapConv {
   int64_t R, S;  // of the whole kernel, of which rows and cols may be a part
   TapAxis rows, cols;
   bool transposed;
+  Lattice lattice;
   DType dtype;
   Activation activation;
   const void* x;  // [N, G * C, H, W]
@@ -37,6 +45,7 @@ struct WeightGrad {
   int64_t H, W, P, Q;
   int64_t stride_h, stride_w;
   TapAxis rows, cols;
+  Lattice lattice;
   DType dtype;
   const void* x;  // [N, G * C, H, W]
   int64_t xs[4];
@@ -73,6 +82,7 @@ static inline bool pool_channels(const PoolJob& j) {
 
 constexpr int64_t kPairBlock = 16384;  // elements of a task where dense; else a task is (n, c or h)
 
+struct GroupedBlocking;   // blocking.h
 struct WinogradBlocking;  // winograd.h
 
 // Packed weights of a TapConv in elements of the arithmetic type; scratch of one thread in bytes.
@@ -105,6 +115,9 @@ struct KernelTable {
 
   int64_t (*depthwise_scratch)(const TapConv&);
   void (*depthwise_run)(const TapConv&, void* scratch, int64_t begin, int64_t end);
+  int64_t (*grouped_scratch)(const TapConv&, const GroupedBlocking&);
+  void (*grouped_run)(const TapConv&, const GroupedBlocking&, void* scratch, int64_t begin,
+                      int64_t end);
 
   int64_t (*weight_grad_scratch)(const WeightGrad&, const Blocking&);
   void (*weight_grad_run)(const WeightGrad&, const Blocking&, void* scratch, int64_t begin,

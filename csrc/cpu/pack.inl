@@ -13,11 +13,24 @@ inline const S* end_of(const void* data, const int64_t* size, const int64_t* str
   return (const S*)data + last + 1;
 }
 
-// Of the input of a TapConv or WeightGrad.
+// Of an operand of `channels` of a TapConv or WeightGrad: `image` is the largest image, `whole` of a
+// lattice its tensor, rows and columns.
+template <class S, class Job>
+inline const S* images_end(const Job& job, const void* data, int64_t channels,
+                           const int64_t stride[4], const int64_t (&image)[2],
+                           const int64_t (&whole)[2]) {
+  const int64_t h = job.lattice.h, w = job.lattice.w;
+  const int64_t size[4] = {h ? job.N / (h * w) : job.N, channels, h ? whole[0] : image[0],
+                           h ? whole[1] : image[1]};
+  const int64_t step[4] = {stride[0], stride[1], h ? stride[2] / h : stride[2],
+                           h ? stride[3] / w : stride[3]};
+  return end_of<S>(data, size, step, 4);
+}
+
 template <class S, class Job>
 inline const S* input_end(const Job& job) {
-  const int64_t size[4] = {job.N, job.G * job.C, job.H, job.W};
-  return end_of<S>(job.x, size, job.xs, 4);
+  return images_end<S>(job, job.x, job.G * job.C, job.xs, {job.H, job.W},
+                       {job.lattice.H, job.lattice.W});
 }
 
 // rows[i] = src[lane * lane_s + i] of W lanes; those from `lanes` on are zero. Reads W elements of

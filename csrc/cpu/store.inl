@@ -17,9 +17,11 @@ template <class S>
 inline PanelStore<S> channel_store(const TapConv& job, int64_t n, int64_t g, int64_t k,
                                    int64_t lanes) {
   const int64_t k0 = g * job.K + k;
+  const int64_t y = image_at(job, n, job.ys) + k0 * job.ys[1];
+  const int64_t r = job.residual ? image_at(job, n, job.rs) + k0 * job.rs[1] : 0;
   return {job.bias ? (const S*)job.bias + k0 * job.bias_s : nullptr,
-          job.residual ? (const S*)job.residual + n * job.rs[0] + k0 * job.rs[1] : nullptr,
-          (S*)job.y + n * job.ys[0] + k0 * job.ys[1],
+          job.residual ? (const S*)job.residual + r : nullptr,
+          (S*)job.y + y,
           job.bias_s,
           job.rs[1],
           job.rs[2],

@@ -12,9 +12,22 @@ struct WinogradGradScratch {
   int64_t z, taps, slab, again, total;  // byte offsets
 };
 
+// A job by images of a lattice as the dilated one it was.
+inline WeightGrad whole(WeightGrad job) {
+  const Lattice l = job.lattice;
+  if (!l.h) return job;
+  job.lattice = {};
+  job.N /= l.h * l.w;
+  job.H = l.H, job.W = l.W, job.P = l.P, job.Q = l.Q;
+  job.rows.offset *= l.h, job.cols.offset *= l.w;
+  job.rows.offset_step = l.h, job.cols.offset_step = l.w;
+  job.xs[2] /= l.h, job.dys[2] /= l.h, job.xs[3] /= l.w, job.dys[3] /= l.w;
+  return job;
+}
+
 // The direct kernel's tasks where they are those of `b`.
 inline Blocking direct_tasks(const WeightGrad& job, const WinogradBlocking& b) {
-  Blocking direct = weight_grad_blocking(job, kPanel<float>, sizeof(float), 1);
+  Blocking direct = weight_grad_blocking(whole(job), kPanel<float>, sizeof(float), 1);
   direct.panels = b.panels;
   direct.panel_blocks = b.panel_blocks;
   direct.chunk = b.chunk;
@@ -30,7 +43,7 @@ inline WinogradGradScratch winograd_grad_scratch(const WeightGrad& job, const Wi
   s.taps = s.z + b.panels * b.form.points() * b.m_point * f;
   s.slab = s.taps + align64(kernel * b.chunk * L * f);
   s.again = s.slab + align64(slab_elements(W, slab, 1, f) * f);
-  s.total = s.again + weight_grad_scratch<float>(job, direct_tasks(job, b)).total;
+  s.total = s.again + weight_grad_scratch<float>(whole(job), direct_tasks(job, b)).total;
   return s;
 }
 
@@ -42,8 +55,8 @@ inline void winograd_grad_inputs(const WeightGrad& job, const WinogradBlocking& 
   float* slab_data = (float*)((char*)scratch + winograd_grad_scratch(job, b).slab);
   const int64_t vectors = ceil_div(job.C, W), panels = ceil_div(job.K, L);
   const int64_t each = vectors + 2 * panels, points = b.form.points();
-  const int64_t dy_size[4] = {job.N, job.G * job.K, job.P, job.Q};
-  const S* dy_end = end_of<S>(job.dy, dy_size, job.dys, 4);
+  const S* dy_end = images_end<S>(job, job.dy, job.G * job.K, job.dys, {job.P, job.Q},
+                                  {job.lattice.P, job.lattice.Q});
   for (int64_t item = begin; item < end; ++item) {
     const int64_t at = item / each, vector = item % each;
     const TileBlock t = tile_block(job, b, segment * b.segment + at);
@@ -55,14 +68,17 @@ inline void winograd_grad_inputs(const WeightGrad& job, const WinogradBlocking& 
     if (k0 >= job.K) continue;  // the other half of the last panel: its products are not used
     float* to = a + (at * panels + panel) * points * b.a_point + k0 % L;
     const int64_t kn = min64(W, job.K - k0);
-    const bool in_place = sizeof(S) == sizeof(float) && job.dys[1] == 1 && kn == W;
     for (int64_t n = 0; n < t.images; ++n) {
-      const S* dy = (const S*)job.dy + (t.n0 + n) * job.dys[0] + (t.g * job.K + k0) * job.dys[1];
+      const Image image = image_of(job, t.n0 + n);
+      const S* dy = (const S*)job.dy + image_at(job.lattice, image, job.dys) +
+                    (t.g * job.K + k0) * job.dys[1];
+      const bool in_place = sizeof(S) == sizeof(float) && job.dys[1] == 1 && kn == W &&
+                            image.P == job.P && image.Q == job.Q;
       Slab<float> slab = {slab_data, 1, t.cols.outputs * W, W};
       if (in_place)
         slab = {(float*)dy + t.p0 * job.dys[2] + t.q0 * job.dys[3], 1, job.dys[2], job.dys[3]};
       else
-        fill_slab<S>(slab, dy, job.dys, kn, job.P, job.Q, t.p0, t.rows.outputs, t.q0,
+        fill_slab<S>(slab, dy, job.dys, kn, image.P, image.Q, t.p0, t.rows.outputs, t.q0,
                      t.cols.outputs, dy_end);
       for (int64_t i = 0; i < t.rows.count(); ++i)
         for (int64_t j = 0; j < t.cols.count(); ++j) {
@@ -183,7 +199,8 @@ inline void winograd_grad_run(const WeightGrad& job, const WinogradBlocking& b, 
     for (int64_t panel = first; finite && panel < last; ++panel)
       finite = winograd_grad_taps<S>(job, b, g, panel, c0, cn, z + (panel - first) * z_size, taps);
     if (!finite)
-      weight_grad_run<S>(job, direct_tasks(job, b), (char*)scratch + at.again, task, task + 1);
+      weight_grad_run<S>(whole(job), direct_tasks(job, b), (char*)scratch + at.again, task,
+                         task + 1);
   }
 }
 

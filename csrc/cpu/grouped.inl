@@ -1,0 +1,295 @@
+// Depthwise and other narrow groups of as many outputs as inputs, vectors along channels: a vector
+// holds whole groups. Input channel c of every group is spread over the lanes of its outputs by one
+// permutation, which every tap of a row then shares.
+//
+// Channel-last tensors are read and written where they lie, taps clipped at the edges. Of others a
+// band of rows is transposed to pixels of a panel of channels first and its sums transposed back,
+// which costs a depthwise 3x3 about as much as its products, on maps of any width.
+namespace fastconv::FASTCONV_NS {
+
+struct Taps {
+  int64_t first, last;  // the taps [first, last) that fall inside the input
+};
+
+// Taps of one axis inside [0, size) for the output whose tap 0 lies at `origin`.
+inline Taps taps_inside(const TapAxis& axis, int64_t origin, int64_t size) {
+  Taps t = {0, axis.count};
+  while (t.first < axis.count && origin + t.first * axis.offset_step < 0) ++t.first;
+  while (t.last > t.first && origin + (t.last - 1) * axis.offset_step >= size) --t.last;
+  return t;
+}
+
+// A vector of channels of a row of outputs. Pixels of x are `col` apart and rows of taps `row`; x
+// is where output 0 reads tap (0, 0), inside the input or not.
+template <class T>
+struct GroupedRow {
+  const T* x;
+  int64_t row, col;
+  Taps rows;
+  const T* w;  // [tap][c][kPanel]
+  T* y;        // of output 0; pixels are y_col apart
+  int64_t y_col;
+  const T* bias;      // of the vector; null: the sums are stored as they are
+  const T* residual;  // may be null
+  int64_t residual_col;
+};
+
+// v[k] += x[k * kStride + j] * w[j] for kTaps neighbouring taps and one input channel of the
+// groups; of the pixels of x those in [first, last) are inside. Each is read once.
+template <int kPixels, int kTaps, int kStride, bool kGroups, class T>
+FASTCONV_INLINE void add_taps(Vec<T> (&v)[kPixels], const T* x, int64_t step, int64_t first,
+                              int64_t last, const T* w, int64_t w_step, IVec<T> spread) {
+  Vec<T> tap[kTaps];
+#pragma GCC unroll 8
+  for (int j = 0; j < kTaps; ++j) tap[j] = load<T>(w + j * w_step);
+#pragma GCC unroll 24
+  for (int m = 0; m < (kPixels - 1) * kStride + kTaps; ++m, x += step) {
+    if ((uint64_t)(m - first) >= (uint64_t)(last - first)) continue;
+    Vec<T> value = load<T>(x);
+    if constexpr (kGroups) value = __builtin_shuffle(value, spread);
+#pragma GCC unroll 8
+    for (int j = 0; j < kTaps; ++j)
+      if (m >= j && (m - j) % kStride == 0 && (m - j) / kStride < kPixels)
+        fma<T>(v[(m - j) / kStride], value, tap[j]);
+  }
+}
+
+// Outputs [q, q + count) of a row, count <= kPixels. kTaps: the taps of a row, where they are
+// neighbours and the stride is kStride; else 1, and they are added one by one.
+template <int kPixels, int kTaps, int kStride, bool kGroups, class T>
+__attribute__((noinline)) static void grouped_pixels(const TapConv& job, const GroupedRow<T>& r,
+                                                     int64_t q, int64_t count) {
+  constexpr int L = kPanel<T>;
+  Vec<T> v[kPixels] = {};
+  const int64_t origin = q * job.stride_w + job.cols.offset, taps = job.cols.count;
+  const int64_t channels = kGroups ? job.C : 1;
+  IVec<T> lane = {};
+  if constexpr (kGroups)
+    for (int l = 0; l < kW<T>; ++l) lane[l] = l / (int)channels * (int)channels;
+  for (int64_t i = r.rows.first; i < r.rows.last; ++i) {
+    const T *row = r.x + q * job.stride_w * r.col + i * r.row, *w = r.w + i * taps * channels * L;
+    IVec<T> spread = lane;
+    if constexpr (kTaps > 1) {
+      const int64_t first = max64(-origin, 0);
+      const int64_t last = max64(min64(job.W - origin, (count - 1) * kStride + kTaps), first);
+      for (int64_t c = 0; c < channels; ++c, spread += 1)
+        add_taps<kPixels, kTaps, kStride, kGroups, T>(v, row, r.col, first, last, w + c * L,
+                                                      channels * L, spread);
+      continue;
+    }
+    for (int64_t j = 0; j < taps; ++j) {
+      const int64_t at = origin + j * job.cols.offset_step;
+      const int64_t first = at < 0 ? ceil_div(-at, job.stride_w) : 0;
+      const int64_t last = at < job.W ? min64(ceil_div(job.W - at, job.stride_w), count) : first;
+      spread = lane;
+      for (int64_t c = 0; c < channels && first < last; ++c, spread += 1)
+        add_taps<kPixels, 1, 1, kGroups, T>(v, row + j * job.cols.offset_step * r.col,
+                                            job.stride_w * r.col, first, last,
+                                            w + (j * channels + c) * L, 0, spread);
+    }
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < kPixels; ++k) {
+    if (k >= count) break;
+    if (r.bias) {
+      v[k] += load<T>(r.bias);
+      if (r.residual) v[k] += load<T>(r.residual + (q + k) * r.residual_col);
+      v[k] = activate<T>(v[k], job.activation);
+    }
+    store<T>(r.y + (q + k) * r.y_col, v[k]);
+  }
+}
+
+template <class T>
+using GroupedKernel = void (*)(const TapConv&, const GroupedRow<T>&, int64_t, int64_t);
+
+template <int kPixels, bool kGroups, class T>
+inline GroupedKernel<T> grouped_kernel(const TapConv& job) {
+  const bool near = job.cols.offset_step == 1 && (job.stride_w == 1 || job.stride_w == 2);
+  const int64_t taps = near ? job.cols.count : 1;
+  const bool two = job.stride_w == 2;
+  if (taps == 3)
+    return two ? grouped_pixels<kPixels, 3, 2, kGroups, T>
+               : grouped_pixels<kPixels, 3, 1, kGroups, T>;
+  if constexpr (!kGroups) {
+    if (taps == 5)
+      return two ? grouped_pixels<kPixels, 5, 2, false, T> : grouped_pixels<kPixels, 5, 1, false, T>;
+    if (taps == 7)
+      return two ? grouped_pixels<kPixels, 7, 2, false, T> : grouped_pixels<kPixels, 7, 1, false, T>;
+  }
+  return grouped_pixels<kPixels, 1, 1, kGroups, T>;
+}
+
+template <bool kGroups, class T>
+inline GroupedKernel<T> grouped_kernel(const TapConv& job, int64_t pixels) {
+  if (pixels <= 5) return grouped_kernel<5, kGroups, T>(job);
+  if (pixels <= 7) return grouped_kernel<7, kGroups, T>(job);
+  return grouped_kernel<8, kGroups, T>(job);
+}
+
+// Of a row of outputs: the kernel and the pixels of one of its blocks.
+template <class T>
+struct GroupedPlan {
+  int64_t pixels;
+  GroupedKernel<T> kernel;
+
+  static GroupedPlan make(const TapConv& job) {
+    const int64_t pixels = even_share(job.Q, kGroupedPixels);
+    if constexpr (sizeof(T) == 4)
+      if (job.C > 1) return {pixels, grouped_kernel<true, T>(job, pixels)};
+    return {pixels, grouped_kernel<false, T>(job, pixels)};
+  }
+};
+
+// The job as one group of all channels, as packing and storing see it.
+inline TapConv as_one_group(const TapConv& job) {
+  TapConv one = job;
+  one.G = 1, one.K = job.G * job.K;
+  one.ws[0] = job.G * job.ws[0];
+  if (job.C == 1) one.ws[1] = job.ws[0];
+  return one;
+}
+
+// Weights of a panel of channels from k0 on, [tap][c][kPanel], and its bias.
+template <class S>
+inline void grouped_weights(const TapConv& job, int64_t k0, Compute<S>* w, Compute<S>* bias) {
+  typedef Compute<S> T;
+  constexpr int L = kPanel<T>;
+  TapConv one = as_one_group(job);
+  const int64_t lanes = min64(L, one.K - k0);
+  zero(bias, L);
+  if (job.bias) widen_row<S>(bias, (const S*)job.bias + k0 * job.bias_s, lanes, job.bias_s);
+  if (one.ws[0] == one.K * one.ws[1]) {
+    one.w = (const S*)one.w + k0 * one.ws[1];
+    one.K -= k0, one.ws[0] -= k0 * one.ws[1];
+    return pack_weights<S>(one, PackedPart{0, 0, 0, job.C}, w);
+  }
+  for (int64_t i = 0; i < job.rows.count; ++i)
+    for (int64_t j = 0; j < job.cols.count; ++j)
+      for (int64_t c = 0; c < job.C; ++c, w += L) {
+        const S* from = (const S*)job.w + c * job.ws[2] +
+                        (job.rows.index + i * job.rows.index_step) * job.ws[3] +
+                        (job.cols.index + j * job.cols.index_step) * job.ws[4];
+        for (int64_t l = 0; l < L; ++l) {
+          const int64_t k = k0 + l;
+          w[l] = l < lanes ? widen(from[k / job.K * job.ws[0] + k % job.K * job.ws[1]]) : T(0);
+        }
+      }
+}
+
+// Where the panel of channels at k begins: the last one overlaps the one before.
+inline int64_t panel_start(const TapConv& job, int64_t k, int64_t panel) {
+  return min64(k, max64(job.G * job.K - panel, 0));
+}
+
+struct GroupedScratch {
+  int64_t weights, bias, inputs, total;  // bytes before each but the first
+};
+
+template <class T>
+inline GroupedScratch grouped_scratch(const TapConv& job, const GroupedBlocking& b) {
+  constexpr int L = kPanel<T>;
+  const int64_t panels = ceil_div(b.channels, L), taps = job.rows.count * job.cols.count;
+  GroupedScratch s = {};
+  s.weights = align64(panels * taps * job.C * L * sizeof(T));
+  s.bias = s.weights + align64(panels * L * sizeof(T));
+  const int64_t rows = min64(job.H, max64(slab_rows(b.rows, job.stride_h, job.rows), 0));
+  s.inputs = s.bias + (b.in_place ? 0 : align64(rows * job.W * L * sizeof(T)));
+  s.total = s.inputs + (b.in_place ? 0 : align64(b.rows * job.Q * L * sizeof(T)));
+  return s;
+}
+
+// Row p of an image's outputs, the channels of a task, where they lie.
+template <class T>
+inline void grouped_in_place(const TapConv& job, const GroupedBlocking& b,
+                             const GroupedPlan<T>& plan, const T* w, const T* bias, int64_t k0,
+                             int64_t n, int64_t p) {
+  constexpr int W = kW<T>, L = kPanel<T>;
+  const int64_t origin = p * job.stride_h + job.rows.offset;
+  const int64_t all = job.G * job.K, past = min64(k0 + b.channels, all);
+  const int64_t panel = job.rows.count * job.cols.count * job.C * L;
+  GroupedRow<T> r = {};
+  r.row = job.rows.offset_step * job.xs[2], r.col = job.xs[3];
+  r.rows = taps_inside(job.rows, origin, job.H);
+  r.y_col = job.ys[3], r.residual_col = job.rs[3];
+  const T* x = (const T*)job.x + n * job.xs[0] + origin * job.xs[2] + job.cols.offset * job.xs[3];
+  T* y = (T*)job.y + n * job.ys[0] + p * job.ys[2];
+  const T* residual = (const T*)job.residual;
+  if (residual) residual += n * job.rs[0] + p * job.rs[2];
+  for (int64_t q = 0; q < job.Q; q += plan.pixels) {
+    const int64_t count = min64(plan.pixels, job.Q - q);
+    for (int64_t i = 0, done = k0; done < past; ++i) {
+      const int64_t first = panel_start(job, k0 + i * L, L), lanes = min64(all - first, L);
+      // The last vector ends with the panel, and may share channels with the one before.
+      for (int64_t at = 0; at + W <= lanes; at += max64(min64(W, lanes - W - at), 1)) {
+        const int64_t k = first + at;
+        if (k + W <= done) continue;
+        r.x = x + k, r.y = y + k, r.residual = residual ? residual + k : nullptr;
+        r.w = w + i * panel + at, r.bias = bias + i * L + at;
+        plan.kernel(job, r, q, count);
+        done = k + W;
+      }
+    }
+  }
+}
+
+// A band of rows of an image's outputs, a panel of channels, by transposing.
+template <class S>
+inline void grouped_by_panel(const TapConv& job, const GroupedBlocking& b,
+                             const GroupedPlan<Compute<S>>& plan, const Compute<S>* w,
+                             Compute<S>* inputs, Compute<S>* sums, int64_t k0, int64_t n,
+                             int64_t p0) {
+  typedef Compute<S> T;
+  constexpr int W = kW<T>, L = kPanel<T>;
+  const int64_t lanes = min64(L, job.G * job.K - k0), rows = min64(b.rows, job.P - p0);
+  const int64_t origin = p0 * job.stride_h + job.rows.offset;
+  const int64_t top = min64(max64(origin, 0), job.H);
+  const int64_t bottom = max64(min64(origin + slab_rows(rows, job.stride_h, job.rows), job.H), top);
+  const S* x = (const S*)job.x + n * job.xs[0] + k0 * job.xs[1] + top * job.xs[2];
+  pack_pixels<S>(inputs, x, job.xs, bottom - top, job.W, lanes, input_end<S>(job));
+  GroupedRow<T> r = {};
+  r.row = job.rows.offset_step * job.W * L, r.col = L, r.y_col = L;
+  for (int64_t p = 0; p < rows; ++p) {
+    const int64_t h = origin + p * job.stride_h;
+    r.rows = taps_inside(job.rows, h, job.H);
+    for (int64_t half = 0; half < lanes; half += W) {
+      r.x = inputs + ((h - top) * job.W + job.cols.offset) * L + half;
+      r.y = sums + p * job.Q * L + half, r.w = w + half;
+      for (int64_t q = 0; q < job.Q; q += plan.pixels)
+        plan.kernel(job, r, q, min64(plan.pixels, job.Q - q));
+    }
+  }
+  store_panel<S>(channel_store<S>(as_one_group(job), n, 0, k0, lanes), sums, p0, 0, rows, job.Q);
+}
+
+// Tasks: (part of the channels, image, band of rows).
+template <class S>
+inline void grouped_run(const TapConv& job, const GroupedBlocking& b, void* scratch, int64_t begin,
+                        int64_t end) {
+  typedef Compute<S> T;
+  constexpr int L = kPanel<T>;
+  const GroupedScratch s = grouped_scratch<T>(job, b);
+  T* w = (T*)scratch;
+  T* bias = (T*)((char*)scratch + s.weights);
+  const GroupedPlan<T> plan = GroupedPlan<T>::make(job);
+  const int64_t panel = job.rows.count * job.cols.count * job.C * L;
+  int64_t packed = -1;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t part = task / (job.N * b.bands), n = task / b.bands % job.N;
+    const int64_t p0 = task % b.bands * b.rows, k0 = part * b.channels;
+    if (part != packed)
+      for (int64_t i = 0; i * L < min64(b.channels, job.G * job.K - k0); ++i)
+        grouped_weights<S>(job, b.in_place ? panel_start(job, k0 + i * L, L) : k0, w + i * panel,
+                           bias + i * L);
+    packed = part;
+    if constexpr (sizeof(S) == sizeof(T))
+      if (b.in_place) {
+        grouped_in_place<T>(job, b, plan, w, bias, k0, n, p0);
+        continue;
+      }
+    grouped_by_panel<S>(job, b, plan, w, (T*)((char*)scratch + s.bias),
+                        (T*)((char*)scratch + s.inputs), k0, n, p0);
+  }
+}
+
+}  // namespace fastconv::FASTCONV_NS
