@@ -40,10 +40,9 @@ constexpr int64_t kWeightGrad5x5Pixels = 512;  // rule "5x5 weight gradient erro
 constexpr int64_t kStridedGradPercent = 88;    // rule "strided input gradient products"
 constexpr int64_t kGroupWidth = 8;             // rule "group width"
 
-const char* refuse_grouped(const ConvProblem& p, const Capabilities& caps, Direction direction) {
+const char* refuse_grouped(const ConvProblem& p, const Capabilities& caps, Direction) {
   const int64_t width = p.C / p.G;
   if (p.G == 1) return "a single group";
-  if (direction == Direction::weight_grad) return "a weight gradient runs along inputs";
   if (p.dtype == DType::f64) return "float64 has no permutation for it";
   if (p.C != p.K || p.C == p.G) return "a group has other than as many outputs as inputs, 2 or more";
   if (width > caps.lanes || caps.lanes % width) return "a vector holds no whole groups";

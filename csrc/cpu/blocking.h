@@ -56,6 +56,12 @@ static inline int64_t slab_rows(int64_t out_rows, int64_t stride, const TapAxis&
   return (out_rows - 1) * stride + (taps.count - 1) * taps.offset_step + 1;
 }
 
+// Of taps that are inside the input for some output.
+static inline int64_t inside_rows(int64_t out_rows, int64_t stride, const TapAxis& taps,
+                                  int64_t size) {
+  return min64(slab_rows(out_rows, stride, taps), size + 2 * (out_rows - 1) * stride);
+}
+
 // Channel-last slabs where the source is channel-last, and for few channels, so that the taps of a
 // row are one contiguous run; planes otherwise.
 static inline bool planar_slab(int64_t channels, const int64_t strides[4]) {
@@ -148,6 +154,7 @@ static inline Blocking few_blocking(const TapConv& job, int64_t panel, int64_t e
   return b;
 }
 
+constexpr int64_t kFarEdge = 12;               // outputs of a block's row and column
 constexpr int64_t kRowBytes = 384 * 1024;      // of a block's inputs and sums, in L2
 constexpr int64_t kRowChunkBytes = 32 * 1024;  // inputs of a tile of one chunk
 
@@ -214,6 +221,12 @@ static inline Blocking conv_blocking(const TapConv& job, int64_t panel, int64_t 
     pixels = max64(min64(kOutputBytes / (job.K * element), kBlockPixels), kOutputPixels);
   choose_rectangle(b, job.P, job.Q, job.C, job.stride_h, job.stride_w, job.rows, job.cols, element,
                    pixels);
+  // Taps that reach far beyond the image are left out by block (BlockTaps in conv_direct.inl).
+  auto far = [](const TapAxis& a, int64_t size) { return (a.count - 1) * a.offset_step >= size; };
+  if (far(job.rows, job.H) || far(job.cols, job.W)) {
+    b.rows = even_share(job.P, kFarEdge), b.cols = even_share(job.Q, kFarEdge);
+    b.row_blocks = ceil_div(job.P, b.rows), b.col_blocks = ceil_div(job.Q, b.cols);
+  }
   const int64_t blocks = job.N * job.G * b.row_blocks * b.col_blocks;
   b.panels = task_panels(ceil_div(job.K, panel), blocks, threads, tile_panels(panel, element));
   b.panel_blocks = ceil_div(ceil_div(job.K, panel), b.panels);
@@ -271,14 +284,32 @@ static inline GroupedBlocking grouped_blocking(const TapConv& job, int64_t panel
   return b;
 }
 
-// Where planes are better: depthwise of several outputs per input, of too few channels for a vector,
-// or of few taps on wide planes; and narrow groups there (conv_rows.inl). NCHW on Zen 4 with
+static inline GroupedBlocking grouped_grad_blocking(const WeightGrad& job, int64_t panel,
+                                                    int64_t element) {
+  GroupedBlocking b = {};
+  b.in_place = job.xs[1] == 1 && job.dys[1] == 1 &&
+               (job.dtype == DType::f32 || job.dtype == DType::f64);
+  b.channels = panel;
+  b.rows = even_share(job.P, max64(kGroupedRowBytes / ((job.W * job.stride_h + job.Q) * panel *
+                                                       element),
+                                   1));
+  b.bands = ceil_div(job.P, b.rows);
+  b.parts = b.tasks = ceil_div(job.G * job.K, panel);
+  return b;
+}
+
+// Depthwise of several outputs per input, or of too few channels for a vector.
+template <class Job>
+static inline bool few_lanes(const Job& job, int64_t panel) {
+  return job.C == 1 && (job.K > 1 || 4 * job.G < panel);
+}
+
+// Where planes are better: those, and depthwise of few taps on wide planes; and narrow groups there (conv_rows.inl). NCHW on Zen 4 with
 // AVX-512, transposed -> by planes: depthwise 3x3 of 32 channels @112 397 -> 335 us, of 144 @56 268 ->
 // 294, 7x7 of 96 @56 369 -> 447; 3x3 of 32 groups of 4 @56 479 -> 405, of 8 @28 370 -> 385.
 static inline bool depthwise_planes(const TapConv& job, int64_t panel) {
   const bool wide = job.ys[1] != 1 && job.stride_w == 1 && job.Q > 2 * panel;
-  return job.C == 1 && (job.K > 1 || 4 * job.G < panel ||
-                        (wide && job.rows.count * job.cols.count <= 9));
+  return few_lanes(job, panel) || (job.C == 1 && wide && job.rows.count * job.cols.count <= 9);
 }
 static inline bool grouped_rows(const TapConv& job, int64_t panel) {
   return job.C > 1 && job.ys[1] != 1 && job.stride_w == 1 && job.Q > panel;

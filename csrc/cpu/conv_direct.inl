@@ -34,8 +34,8 @@ inline int64_t align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 template <class T>
 inline ConvScratch conv_scratch(const TapConv& job, const Blocking& b) {
   ConvScratch s;
-  const int64_t rows = max64(slab_rows(b.rows, job.stride_h, job.rows), 1);
-  const int64_t cols = max64(slab_rows(b.cols, job.stride_w, job.cols), 1);
+  const int64_t rows = max64(inside_rows(b.rows, job.stride_h, job.rows, job.H), 1);
+  const int64_t cols = max64(inside_rows(b.cols, job.stride_w, job.cols, job.W), 1);
   s.slab = 0;
   s.acc = align64(slab_elements(job.C, rows, cols, sizeof(T)) * sizeof(T));
   const int64_t panels = kPairs ? 2 : 1;  // of a tile
@@ -46,19 +46,52 @@ inline ConvScratch conv_scratch(const TapConv& job, const Blocking& b) {
   return s;
 }
 
+// The taps of an axis that some of `count` outputs from `first` on read inside [0, size). A large
+// dilation reaches far beyond an image.
+struct InsideTaps {
+  int64_t first, count;
+
+  static InsideTaps make(const TapAxis& axis, int64_t first, int64_t count, int64_t stride,
+                         int64_t size) {
+    const int64_t low = first * stride + axis.offset, high = low + (count - 1) * stride;
+    int64_t i = 0, end = axis.count;
+    while (i < end && high + i * axis.offset_step < 0) ++i;
+    while (end > i && low + (end - 1) * axis.offset_step >= size) --end;
+    return {i, end - i};
+  }
+  TapAxis of(const TapAxis& axis) const {
+    return {count, axis.index + first * axis.index_step, axis.index_step,
+            axis.offset + first * axis.offset_step, axis.offset_step};
+  }
+};
+
+// The taps of a block, of which the slab holds what they read.
+struct BlockTaps {
+  InsideTaps rows, cols;
+
+  static BlockTaps make(const TapConv& job, const ConvBlock& at) {
+    return {InsideTaps::make(job.rows, at.p0, at.rows, job.stride_h, job.H),
+            InsideTaps::make(job.cols, at.q0, at.cols, job.stride_w, job.W)};
+  }
+  static BlockTaps all(const TapConv& job) { return {{0, job.rows.count}, {0, job.cols.count}}; }
+};
+
 // The reduction over one chunk as runs; taps that continue each other in the slab are one run.
 template <class T>
-inline int64_t make_runs(const TapConv& job, const Slab<T>& slab, int64_t c0, int64_t cn,
-                         Run* runs) {
-  int64_t n = 0;
-  for (int64_t i = 0; i < job.rows.count; ++i)
-    for (int64_t j = 0; j < job.cols.count; ++j) {
+inline int64_t make_runs(const TapConv& job, const BlockTaps& taps, const Slab<T>& slab, int64_t c0,
+                         int64_t cn, Run* runs) {
+  const int64_t tap = cn * kPanel<T>;
+  int64_t n = 0, read = 0;  // taps whose weights lie before
+  for (int64_t i = 0; i < taps.rows.count; ++i)
+    for (int64_t j = 0; j < taps.cols.count; ++j, ++read) {
       const int64_t offset =
           i * job.rows.offset_step * slab.h + j * job.cols.offset_step * slab.w + c0 * slab.c;
-      if (n && runs[n - 1].offset + runs[n - 1].count * slab.c == offset)
+      const int64_t at = (taps.rows.first + i) * job.cols.count + taps.cols.first + j;
+      if (n && at == read && runs[n - 1].offset + runs[n - 1].count * slab.c == offset)
         runs[n - 1].count += cn;
       else
-        runs[n++] = {offset, slab.c, cn};
+        runs[n++] = {offset, slab.c, cn, (at - read) * tap};
+      read = at;
     }
   return n;
 }
@@ -156,12 +189,13 @@ inline void store_tiles(const TapConv& job, const Slab<Compute<S>>& slab, int64_
 // What a block reads of x: where it lies if it can be, else a copy in `scratch`.
 template <class S>
 inline Slab<Compute<S>> block_slab(const TapConv& job, const Blocking& b, const ConvBlock& at,
-                                   Compute<S>* scratch, const S* x_end) {
+                                   const BlockTaps& taps, Compute<S>* scratch, const S* x_end) {
   typedef Compute<S> T;
-  const int64_t rows = slab_rows(at.rows, job.stride_h, job.rows);
-  const int64_t cols = slab_rows(at.cols, job.stride_w, job.cols);
-  const int64_t row0 = at.p0 * job.stride_h + job.rows.offset;
-  const int64_t col0 = at.q0 * job.stride_w + job.cols.offset;
+  const TapAxis down = taps.rows.of(job.rows), across = taps.cols.of(job.cols);
+  const int64_t rows = slab_rows(at.rows, job.stride_h, down);
+  const int64_t cols = slab_rows(at.cols, job.stride_w, across);
+  const int64_t row0 = at.p0 * job.stride_h + down.offset;
+  const int64_t col0 = at.q0 * job.stride_w + across.offset;
   const S* x = (const S*)job.x + at.n * job.xs[0] + at.g * job.C * job.xs[1];
   const bool inside = row0 >= 0 && row0 + rows <= job.H && col0 >= 0 && col0 + cols <= job.W;
   if (sizeof(S) == sizeof(T) && inside && job.xs[1] == 1)
@@ -199,13 +233,16 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
   const int64_t panels = ceil_div(job.K, L), taps = job.rows.count * job.cols.count;
   const S* x_end = input_end<S>(job);
   Slab<T> slab = {};
+  BlockTaps inside = {};
   int64_t filled = -1;
   for (int64_t task = begin; task < end; ++task) {
     const ConvBlock at_block = conv_block(job, b, task);
     const auto [block, first, n, g, p0, q0, rows, cols] = at_block;
     if (rows <= 0 || cols <= 0) continue;
-    if (block != filled && taps) {
-      slab = block_slab<S>(job, b, at_block, (T*)scratch, x_end);
+    if (block != filled) {
+      inside = BlockTaps::make(job, at_block);
+      if (inside.rows.count && inside.cols.count)
+        slab = block_slab<S>(job, b, at_block, inside, (T*)scratch, x_end);
       filled = block;
     }
     const int64_t last = min64(first + b.panels, panels), panel_size = taps * job.C * L;
@@ -221,7 +258,7 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
                             panel_size, acc, rows * cols * L};
       for (int64_t c0 = 0; c0 < job.C; c0 += b.chunk) {
         const int64_t cn = min64(b.chunk, job.C - c0), size = taps * cn * L;
-        const int64_t run_count = make_runs(job, slab, c0, cn, runs);
+        const int64_t run_count = make_runs(job, inside, slab, c0, cn, runs);
         if (!packed) {
           tile.w = weights, tile.next_w = size;
           for (int64_t i = panel; i < next; ++i)

@@ -63,7 +63,7 @@ inline void few_run(const TapConv& job, const Blocking& b, void* scratch, int64_
   for (int64_t task = begin; task < end; ++task) {
     const ConvBlock at = conv_block(job, b, task);
     if (at.block != filled) {
-      slab = block_slab<S>(job, b, at, (T*)scratch, x_end);
+      slab = block_slab<S>(job, b, at, BlockTaps::all(job), (T*)scratch, x_end);
       for (int64_t m = 0; m < pixels; ++m)
         x[m] = slab.data + m / b.cols * job.stride_h * slab.h + m % b.cols * job.stride_w * slab.w;
       filled = at.block;

@@ -156,6 +156,22 @@ void run_grouped(const TapConv& job) {
   });
 }
 
+void run_grouped_grad(const WeightGrad& job, double work) {
+  const KernelTable& kernels = cpu_kernels();
+  const bool f64 = job.dtype == DType::f64;
+  const int64_t panel = f64 ? kernels.panel_f64 : kernels.panel_f32;
+  if (few_lanes(job, panel))
+    return parallel_tasks(job.G * job.K, work, [&](int64_t begin, int64_t end) {
+      void* own = scratch(Slot::own, kernels.depthwise_weight_grad_scratch(job));
+      kernels.depthwise_weight_grad_run(job, own, begin, end);
+    });
+  const GroupedBlocking b = grouped_grad_blocking(job, panel, f64 ? 8 : 4);
+  parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
+    void* own = scratch(Slot::own, kernels.grouped_grad_scratch(job, b));
+    kernels.grouped_grad_run(job, b, own, begin, end);
+  });
+}
+
 // A dilated job as one of images between each other. `operands` are the strides of all it walks.
 template <class Job>
 void split_phases(Job& job, std::initializer_list<int64_t*> operands) {
@@ -235,11 +251,8 @@ void weight_grad_run(WeightGrad job, const PlanRow& row) {
   const double work =
       2.0 * job.N * job.G * job.K * job.C * job.P * job.Q * job.rows.count * job.cols.count;
   mark_ran(row, Direction::weight_grad);
-  if (row.algorithm == Algorithm::depthwise)
-    return parallel_tasks(job.G * job.K, 20 * work, [&](int64_t begin, int64_t end) {
-      void* own = scratch(Slot::own, kernels.depthwise_weight_grad_scratch(job));
-      kernels.depthwise_weight_grad_run(job, own, begin, end);
-    });
+  if (row.algorithm == Algorithm::depthwise || row.algorithm == Algorithm::grouped)
+    return run_grouped_grad(job, 20 * work);
   if (row.algorithm == Algorithm::winograd) {
     split_phases(job, {job.xs, job.dys});
     return run_winograd_grad(job, work);

@@ -221,7 +221,7 @@ inline void winograd_again(const TapConv& job, const WinogradBlocking& b, const 
       fill_slab<S>(slab, x, job.xs, cn, image.H, image.W, t.p0 * job.stride_h + job.rows.offset,
                    rows, t.q0 * job.stride_w + job.cols.offset, cols, x_end);
       pack_weights<S>(job, {t.g, panel, c0, cn}, weights);
-      const int64_t run_count = make_runs(job, slab, 0, cn, runs);
+      const int64_t run_count = make_runs(job, BlockTaps::all(job), slab, 0, cn, runs);
       const int vectors = tile_vectors<float>(min64(L, job.K - panel * L));
       accumulate_block(job, slab, P, Q, runs, run_count, {vectors, weights, 0, again, 0}, c0 > 0);
     }

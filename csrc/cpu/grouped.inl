@@ -79,8 +79,11 @@ __attribute__((noinline)) static void grouped_pixels(const TapConv& job, const G
     }
     for (int64_t j = 0; j < taps; ++j) {
       const int64_t at = origin + j * job.cols.offset_step;
-      const int64_t first = at < 0 ? ceil_div(-at, job.stride_w) : 0;
-      const int64_t last = at < job.W ? min64(ceil_div(job.W - at, job.stride_w), count) : first;
+      auto pixels = [&](int64_t columns) {  // without a division where there is no need of one
+        return job.stride_w == 1 ? columns : ceil_div(columns, job.stride_w);
+      };
+      const int64_t first = at < 0 ? pixels(-at) : 0;
+      const int64_t last = at < job.W ? min64(pixels(job.W - at), count) : first;
       spread = lane;
       for (int64_t c = 0; c < channels && first < last; ++c, spread += 1)
         add_taps<kPixels, 1, 1, kGroups, T>(v, row + j * job.cols.offset_step * r.col,
@@ -108,6 +111,7 @@ inline GroupedKernel<T> grouped_kernel(const TapConv& job) {
   const bool near = job.cols.offset_step == 1 && (job.stride_w == 1 || job.stride_w == 2);
   const int64_t taps = near ? job.cols.count : 1;
   const bool two = job.stride_w == 2;
+  if (taps == 2 && !two) return grouped_pixels<kPixels, 2, 1, kGroups, T>;  // a stride phase
   if (taps == 3)
     return two ? grouped_pixels<kPixels, 3, 2, kGroups, T>
                : grouped_pixels<kPixels, 3, 1, kGroups, T>;
@@ -150,11 +154,41 @@ inline TapConv as_one_group(const TapConv& job) {
   return one;
 }
 
+// The input gradient's lanes are not evenly apart in the weights: W of them side by side, by
+// transposes where the taps of each are contiguous, for one input channel of the groups.
+template <class S>
+inline void spread_weights(const TapConv& job, const S* from, const int64_t* lane_at, int64_t lanes,
+                           const S* end, Compute<S>* w) {
+  typedef Compute<S> T;
+  constexpr int W = kW<T>, L = kPanel<T>;
+  const int64_t taps = job.R * job.S;
+  const bool dense = job.ws[4] == 1 && job.ws[3] == job.S && taps <= W && lanes == W &&
+                     from + lane_at[W - 1] + W <= end;
+  Vec<T> rows[W];
+  if (dense) {
+#pragma GCC unroll 16
+    for (int l = 0; l < W; ++l) rows[l] = load_widened<S>(from + lane_at[l]);
+    transpose<T>(rows);
+  }
+  T in_order[W * W];  // [tap][lane]
+  for (int t = 0; dense && t < W; ++t) store<T>(in_order + t * W, rows[t]);
+  for (int64_t i = 0; i < job.rows.count; ++i)
+    for (int64_t j = 0; j < job.cols.count; ++j, w += job.C * L) {
+      const int64_t r = job.rows.index + i * job.rows.index_step;
+      const int64_t s = job.cols.index + j * job.cols.index_step;
+      if (dense)
+        store<T>(w, load<T>(in_order + (r * job.S + s) * W));
+      else
+        for (int l = 0; l < W; ++l)
+          w[l] = l < lanes ? widen(from[lane_at[l] + r * job.ws[3] + s * job.ws[4]]) : T(0);
+    }
+}
+
 // Weights of a panel of channels from k0 on, [tap][c][kPanel], and its bias.
 template <class S>
 inline void grouped_weights(const TapConv& job, int64_t k0, Compute<S>* w, Compute<S>* bias) {
   typedef Compute<S> T;
-  constexpr int L = kPanel<T>;
+  constexpr int W = kW<T>, L = kPanel<T>;
   TapConv one = as_one_group(job);
   const int64_t lanes = min64(L, one.K - k0);
   zero(bias, L);
@@ -164,17 +198,18 @@ inline void grouped_weights(const TapConv& job, int64_t k0, Compute<S>* w, Compu
     one.K -= k0, one.ws[0] -= k0 * one.ws[1];
     return pack_weights<S>(one, PackedPart{0, 0, 0, job.C}, w);
   }
-  for (int64_t i = 0; i < job.rows.count; ++i)
-    for (int64_t j = 0; j < job.cols.count; ++j)
-      for (int64_t c = 0; c < job.C; ++c, w += L) {
-        const S* from = (const S*)job.w + c * job.ws[2] +
-                        (job.rows.index + i * job.rows.index_step) * job.ws[3] +
-                        (job.cols.index + j * job.cols.index_step) * job.ws[4];
-        for (int64_t l = 0; l < L; ++l) {
-          const int64_t k = k0 + l;
-          w[l] = l < lanes ? widen(from[k / job.K * job.ws[0] + k % job.K * job.ws[1]]) : T(0);
-        }
-      }
+  const int64_t size[5] = {job.G, job.K, job.C, job.R, job.S};
+  const S* end = end_of<S>(job.w, size, job.ws, 5);
+  for (int64_t half = 0; half < L; half += W) {
+    int64_t lane_at[W];
+    for (int64_t l = 0; l < W; ++l) {
+      const int64_t k = k0 + half + l;
+      lane_at[l] = k / job.K * job.ws[0] + k % job.K * job.ws[1];
+    }
+    for (int64_t c = 0; c < job.C; ++c)
+      spread_weights<S>(job, (const S*)job.w + c * job.ws[2], lane_at,
+                        max64(min64(lanes - half, W), 0), end, w + c * L + half);
+  }
 }
 
 // Where the panel of channels at k begins: the last one overlaps the one before.

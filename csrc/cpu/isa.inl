@@ -24,6 +24,7 @@
 #include "weight_grad_1x1.inl"
 #include "winograd_grad.inl"
 #include "grouped.inl"
+#include "grouped_grad.inl"
 #include "depthwise.inl"
 #include "depthwise_grad.inl"
 #include "pool.inl"
@@ -159,6 +160,13 @@ static int64_t dwg_scratch(const WeightGrad& j) {
 static void dwg_run(const WeightGrad& j, void* scratch, int64_t begin, int64_t end) {
   FASTCONV_BY_DTYPE(j.dtype, depthwise_weight_grad_run<S>(j, scratch, begin, end))
 }
+static int64_t grg_scratch(const WeightGrad& j, const GroupedBlocking& b) {
+  FASTCONV_BY_DTYPE(j.dtype, grouped_grad_scratch<Compute<S>>(j, b).total)
+}
+static void grg_run(const WeightGrad& j, const GroupedBlocking& b, void* scratch, int64_t begin,
+                    int64_t end) {
+  FASTCONV_BY_DTYPE(j.dtype, grouped_grad_run<S>(j, b, scratch, begin, end))
+}
 static void bg_run(const View& dy, DType dtype, void* db, int64_t begin, int64_t end) {
   FASTCONV_BY_DTYPE(dtype, bias_grad_run<S>(dy, db, begin, end))
 }
@@ -210,6 +218,8 @@ const KernelTable FASTCONV_TABLE = {
     FASTCONV_NS::wg_run,
     FASTCONV_NS::dwg_scratch,
     FASTCONV_NS::dwg_run,
+    FASTCONV_NS::grg_scratch,
+    FASTCONV_NS::grg_run,
     FASTCONV_NS::bg_run,
     FASTCONV_NS::tiles_ran,
     FASTCONV_NS::row_tiles_ran,

@@ -124,6 +124,9 @@ struct KernelTable {
                           int64_t end);
   int64_t (*depthwise_weight_grad_scratch)(const WeightGrad&);
   void (*depthwise_weight_grad_run)(const WeightGrad&, void* scratch, int64_t begin, int64_t end);
+  int64_t (*grouped_grad_scratch)(const WeightGrad&, const GroupedBlocking&);
+  void (*grouped_grad_run)(const WeightGrad&, const GroupedBlocking&, void* scratch, int64_t begin,
+                           int64_t end);
 
   // db[k] = sum over n, p, q of dy, for k in [begin, end).
   void (*bias_grad_run)(const View& dy, DType dtype, void* db, int64_t begin, int64_t end);

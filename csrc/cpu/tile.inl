@@ -10,6 +10,7 @@ namespace fastconv::FASTCONV_NS {
 
 struct Run {
   int64_t offset, step, count;
+  int64_t skip = 0;  // elements of w before its own
 };
 
 constexpr int kTile = kTileOperands;
@@ -117,6 +118,7 @@ FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_co
   for (const Run* run = runs; run < runs + run_count; ++run) {
     int64_t o = run->offset, i = run->count;
     const int64_t step = run->step;
+    w += run->skip;
     for (; V == 1 && i > 1; i -= 2) {
       const Vec<T> one = load<T>(w), other = load<T>(w + step_w);
       w += 2 * step_w;
