@@ -130,7 +130,7 @@ WINOGRAD_CHANNELS = (
     *(Problem(n, n, 56, 56) for n in FEW),
     *(Problem(n, 64, 28, 28) for n in FEW),
     *(Problem(64, n, 28, 28) for n in FEW),
-    *(Problem(4 * n, 4 * n, 28, 28, groups=4) for n in FEW),
+    *(Problem(4 * n, 8 * n, 28, 28, groups=4) for n in FEW),
     *(Problem(n, n, 28, 28, taps=5) for n in FEW),
 )
 WEIGHT_GRAD_CHANNELS = tuple(
@@ -243,6 +243,15 @@ RULES = (
             Problem(c, c, size, size, taps=taps, stride=stride, groups=c)
             for taps, stride in ((3, 1), (3, 2), (5, 1))
             for c, size in ((256, 4), (256, 7), (128, 14), (64, 28), (32, 56))
+        ),
+        ("forward", *GRADS),
+    ),
+    Rule(
+        "grouped", "", PLAN, "channels per group", channels, ("winograd", "grouped"),
+        tuple(
+            Problem(c, c, size, size, groups=c // width)
+            for width in (2, 4, 8)
+            for c, size in ((256, 7), (128, 14), (64, 28), (32, 56))
         ),
         ("forward", *GRADS),
     ),

@@ -10,6 +10,7 @@ from fastconv import _C
 ROWS = {
     "conv1x1": ((2, 8, 5, 6), (4, 8, 1, 1), {}),
     "depthwise": ((1, 8, 5, 6), (8, 1, 3, 3), {"groups": 8}),
+    "grouped": ((1, 8, 5, 6), (8, 4, 3, 3), {"groups": 2}),
     "winograd": ((1, 12, 5, 6), (16, 12, 3, 3), {"padding": 1}),
     "direct": ((1, 8, 5, 6), (3, 8, 3, 3), {"padding": 1}),
 }

@@ -1,4 +1,6 @@
 // Torch side of the convolution on the CPU: tensors to jobs, which conv_run.cpp runs.
+#include <vector>
+
 #include "../choice.h"
 #include "../pages.h"
 #include "add.h"
@@ -194,18 +196,24 @@ Tensor conv2d_input_grad_cpu(const Tensor& grad, const Tensor& weight, int64_t H
     return output;
   }
   const int64_t size = p.dtype == DType::f64 ? 8 : p.dtype == DType::f32 ? 4 : 2;
+  job.stride_h = job.stride_w = 1;
+  job.P = p.H, job.Q = p.W;
+  job.y = dx.data;
+  set_strides(job.ys, dx);
+  job.rows.count = p.R, job.cols.count = p.S;
+  std::vector<TapConv> phases;
   for (int64_t a = 0; a < p.stride_h; ++a)
     for (int64_t b = 0; b < p.stride_w; ++b) {
-      job.P = ceil_div(p.H - a, p.stride_h), job.Q = ceil_div(p.W - b, p.stride_w);
-      if (job.P <= 0 || job.Q <= 0) continue;
-      job.stride_h = job.stride_w = 1;
-      job.rows = grad_axis(p.R, p.dil_h, p.pad_t, p.stride_h, a);
-      job.cols = grad_axis(p.S, p.dil_w, p.pad_l, p.stride_w, b);
-      set_strides(job.ys, dx);
-      job.y = (char*)dx.data + (a * dx.stride[2] + b * dx.stride[3]) * size;
-      job.ys[2] *= p.stride_h, job.ys[3] *= p.stride_w;
-      conv_run(job, row, Direction::input_grad, nullptr);
+      TapConv phase = job;
+      phase.P = max64(ceil_div(p.H - a, p.stride_h), 0);
+      phase.Q = max64(ceil_div(p.W - b, p.stride_w), 0);
+      phase.rows = grad_axis(p.R, p.dil_h, p.pad_t, p.stride_h, a);
+      phase.cols = grad_axis(p.S, p.dil_w, p.pad_l, p.stride_w, b);
+      phase.y = (char*)dx.data + (a * dx.stride[2] + b * dx.stride[3]) * size;
+      phase.ys[2] *= p.stride_h, phase.ys[3] *= p.stride_w;
+      phases.push_back(phase);
     }
+  conv_run_phases(job, p.stride_h, p.stride_w, phases.data(), row);
   return output;
 }
 

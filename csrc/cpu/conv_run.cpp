@@ -56,9 +56,12 @@ WinogradBlocking winograd_blocking(const TapConv& job, bool kept) {
                            winograd_tile);
 }
 
+int64_t panel_of(DType dtype) {
+  return dtype == DType::f64 ? cpu_kernels().panel_f64 : cpu_kernels().panel_f32;
+}
+
 int64_t panel_pairs(const TapConv& job) {  // (group, panel)
-  const bool f64 = job.dtype == DType::f64;
-  return job.G * ceil_div(job.K, f64 ? cpu_kernels().panel_f64 : cpu_kernels().panel_f32);
+  return job.G * ceil_div(job.K, panel_of(job.dtype));
 }
 
 void pack_direct(const TapConv& job, const Blocking& b, void* packed) {
@@ -141,31 +144,35 @@ void run_depthwise(const TapConv& job) {
   });
 }
 
-// Depthwise too.
-void run_grouped(const TapConv& job) {
+void run_phases(const GroupedJob& job) {
   const KernelTable& kernels = cpu_kernels();
-  const bool f64 = job.dtype == DType::f64;
-  const int64_t panel = f64 ? kernels.panel_f64 : kernels.panel_f32;
-  if (depthwise_planes(job, panel)) return run_depthwise(job);
-  if (grouped_rows(job, panel)) return run_direct(job, nullptr);
+  const DType dtype = job.whole.dtype;
   const GroupedBlocking b =
-      grouped_blocking(job, panel, f64 ? 8 : 4, torch::stable::get_num_threads());
-  parallel_tasks(b.tasks, 20 * flops(job), [&](int64_t begin, int64_t end) {
+      grouped_blocking(job.whole, job.step_h, panel_of(dtype), dtype == DType::f64 ? 8 : 4,
+                       torch::stable::get_num_threads());
+  parallel_tasks(b.tasks, 20 * flops(job.whole), [&](int64_t begin, int64_t end) {
     void* own = scratch(Slot::own, kernels.grouped_scratch(job, b));
     kernels.grouped_run(job, b, own, begin, end);
   });
 }
 
+// Depthwise too.
+void run_grouped(const TapConv& job) {
+  const int64_t panel = panel_of(job.dtype);
+  if (depthwise_planes(job, panel)) return run_depthwise(job);
+  if (grouped_rows(job, panel)) return run_direct(job, nullptr);
+  run_phases({job, 1, 1, {job}});
+}
+
 void run_grouped_grad(const WeightGrad& job, double work) {
   const KernelTable& kernels = cpu_kernels();
-  const bool f64 = job.dtype == DType::f64;
-  const int64_t panel = f64 ? kernels.panel_f64 : kernels.panel_f32;
+  const int64_t panel = panel_of(job.dtype);
   if (few_lanes(job, panel))
     return parallel_tasks(job.G * job.K, work, [&](int64_t begin, int64_t end) {
       void* own = scratch(Slot::own, kernels.depthwise_weight_grad_scratch(job));
       kernels.depthwise_weight_grad_run(job, own, begin, end);
     });
-  const GroupedBlocking b = grouped_grad_blocking(job, panel, f64 ? 8 : 4);
+  const GroupedBlocking b = grouped_grad_blocking(job, panel, job.dtype == DType::f64 ? 8 : 4);
   parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
     void* own = scratch(Slot::own, kernels.grouped_grad_scratch(job, b));
     kernels.grouped_grad_run(job, b, own, begin, end);
@@ -244,6 +251,22 @@ void conv_run(const TapConv& given, const PlanRow& row, Direction direction, con
     case Algorithm::winograd: return run_winograd(job, (const float*)packed);
     default: return run_direct(job, packed);
   }
+}
+
+void conv_run_phases(const TapConv& whole, int64_t step_h, int64_t step_w, const TapConv* phases,
+                     const PlanRow& row) {
+  const bool grouped = row.algorithm == Algorithm::grouped || row.algorithm == Algorithm::depthwise;
+  const int64_t count = step_h * step_w;
+  const bool empty = whole.N * whole.G * whole.K * whole.P * whole.Q == 0;
+  if (!grouped || count == 1 || count > kMostPhases || empty ||
+      few_lanes(whole, panel_of(whole.dtype))) {
+    for (int64_t i = 0; i < count; ++i) conv_run(phases[i], row, Direction::input_grad, nullptr);
+    return;
+  }
+  mark_ran(row, Direction::input_grad);
+  GroupedJob job = {whole, step_h, step_w, {}};
+  for (int64_t i = 0; i < count; ++i) job.phases[i] = phases[i];
+  run_phases(job);
 }
 
 void weight_grad_run(WeightGrad job, const PlanRow& row) {

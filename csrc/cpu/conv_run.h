@@ -24,6 +24,10 @@ void set_winograd_tile(int rows, int cols);
 
 // `packed` as conv_pack made it, or null.
 void conv_run(const TapConv& job, const PlanRow& row, Direction direction, const void* packed);
+// The stride phases of an input gradient, (a, b) at a * step_w + b. `whole`: dx as the outputs of
+// one job, with the taps of the whole kernel.
+void conv_run_phases(const TapConv& whole, int64_t step_h, int64_t step_w, const TapConv* phases,
+                     const PlanRow& row);
 void weight_grad_run(WeightGrad job, const PlanRow& row);
 
 }  // namespace fastconv

@@ -216,8 +216,8 @@ inline void winograd_again(const TapConv& job, const WinogradBlocking& b, const 
     for (int64_t c0 = 0; c0 < job.C; c0 += W) {
       const int64_t cn = min64(W, job.C - c0);
       const Slab<float> slab = make_slab((float*)((char*)scratch + at.slab), cn, rows, cols, false);
-      const S* x = (const S*)job.x + image_at(job.lattice, image, job.xs) +
-                   (t.g * job.C + c0) * job.xs[1];
+      const S* x =
+          (const S*)job.x + image_at(job.lattice, image, job.xs) + (t.g * job.C + c0) * job.xs[1];
       fill_slab<S>(slab, x, job.xs, cn, image.H, image.W, t.p0 * job.stride_h + job.rows.offset,
                    rows, t.q0 * job.stride_w + job.cols.offset, cols, x_end);
       pack_weights<S>(job, {t.g, panel, c0, cn}, weights);
@@ -270,8 +270,8 @@ struct Size {
   int64_t rows, cols;
 };
 
-// M to the size_of(n) outputs of a block's images, by put_of(n, p, q, half), image and pixel counted
-// from the block's first. True where one is not finite.
+// M to the size_of(n) outputs of a block's images, by put_of(n, p, q, half), image and pixel
+// counted from the block's first. True where one is not finite.
 template <class SizeOf, class PutOf>
 inline bool tile_outputs(const WinogradBlocking& b, const TileBlock& t, const SizeOf& size_of,
                          const float* m, char* bad, int64_t lanes, const PutOf& put_of) {
@@ -282,8 +282,10 @@ inline bool tile_outputs(const WinogradBlocking& b, const TileBlock& t, const Si
     for (int64_t i = 0; i < t.rows.count(); ++i)
       for (int64_t j = 0; j < t.cols.count(); ++j) {
         const int64_t tile = t.index(n, i, j), each = b.form.rows.outputs();
-        const int64_t p = t.rows.start(i) * each, rows = min64(t.rows.size(i) * each, size.rows - p);
-        const int64_t q = t.cols.start(j) * each, cols = min64(t.cols.size(j) * each, size.cols - q);
+        const int64_t p = t.rows.start(i) * each,
+                      rows = min64(t.rows.size(i) * each, size.rows - p);
+        const int64_t q = t.cols.start(j) * each,
+                      cols = min64(t.cols.size(j) * each, size.cols - q);
         Lane sum = {};
         for (int half = 0; half < lanes; half += W) {
           const float* from = m + tile * L + half;
@@ -323,22 +325,24 @@ inline void winograd_outputs(const TapConv& job, const WinogradBlocking& b, cons
     const int64_t y0 = image_at(job, t.n0, job.ys), r0 = image_at(job, t.n0, job.rs);
     const PutChannels first = {
         (float*)to.y, (const float*)to.residual, to.y_p, to.y_q, to.r_p, to.r_q, {}, activation};
-    again = tile_outputs(b, t, size_of, m, bad, lanes, [&](int64_t n, int64_t p, int64_t q, int half) {
-      p += p0, q += q0;
-      PutChannels put = first;
-      put.y += image_at(job, t.n0 + n, job.ys) - y0 + p * to.y_p + q * to.y_q + half;
-      if (put.residual)
-        put.residual += image_at(job, t.n0 + n, job.rs) - r0 + p * to.r_p + q * to.r_q + half;
-      put.bias = load<float>(bias + half);
-      return put;
-    });
+    again =
+        tile_outputs(b, t, size_of, m, bad, lanes, [&](int64_t n, int64_t p, int64_t q, int half) {
+          p += p0, q += q0;
+          PutChannels put = first;
+          put.y += image_at(job, t.n0 + n, job.ys) - y0 + p * to.y_p + q * to.y_q + half;
+          if (put.residual)
+            put.residual += image_at(job, t.n0 + n, job.rs) - r0 + p * to.r_p + q * to.r_q + half;
+          put.bias = load<float>(bias + half);
+          return put;
+        });
   } else {
     float* y = (float*)((char*)scratch + at.outputs);
     const int64_t pixels = t.rows.outputs * t.cols.outputs * each * each;
-    again = tile_outputs(b, t, size_of, m, bad, lanes, [&](int64_t n, int64_t p, int64_t q, int half) {
-      const int64_t Q = size_of(n).cols;
-      return PutPixel{y + (n * pixels + p * Q + q) * L + half, Q * L, L};
-    });
+    again =
+        tile_outputs(b, t, size_of, m, bad, lanes, [&](int64_t n, int64_t p, int64_t q, int half) {
+          const int64_t Q = size_of(n).cols;
+          return PutPixel{y + (n * pixels + p * Q + q) * L + half, Q * L, L};
+        });
     for (int64_t n = 0; n < t.images; ++n) {
       const Size size = size_of(n);
       store_panel<S>(panel_store<S>(job, t.n0 + n, t.g, panel), y + n * pixels * L, p0, q0,

@@ -60,6 +60,31 @@ std::string cpu_isas() {
   return names;
 }
 
+namespace {
+
+void grouped_tiles(const KernelTable& table, std::vector<std::pair<std::string, bool>>& tiles) {
+  constexpr const char* kOf[3] = {" float32 depthwise", " float64 depthwise", " float32 groups"};
+  constexpr int kKinds = std::size(kGroupedTaps);
+  constexpr const char* kGrads[kGroupedGradKinds] = {"1 vector", "2 vectors", "2 channels",
+                                                     "4 channels"};
+  for (int of = 0; of < (table.panel_f32 >= 16 ? 3 : 2); ++of) {
+    const std::string name = table.isa + std::string(kOf[of]);
+    for (size_t size = 0; size < std::size(kGroupedPixels); ++size)
+      for (int kind = 0; kind < (of == 2 ? kGroupTaps : kKinds); ++kind)
+        tiles.emplace_back(name + " tile " + std::to_string(kGroupedPixels[size]) + ", " +
+                               std::to_string(kGroupedTaps[kind].taps) + " taps of stride " +
+                               std::to_string(kGroupedTaps[kind].stride),
+                           table.grouped_ran[of][0] >> (size * kKinds + kind) & 1);
+    for (int kind = 0; kind < kGroupedGradKinds; ++kind)
+      for (int run = 0; run < kGroupedRuns && (kind >= 2) == (of == 2); ++run)
+        tiles.emplace_back(
+            name + " weight_grad of " + kGrads[kind] + ", " + std::to_string(run + 1) + " taps",
+            table.grouped_ran[of][1] >> (kind * kGroupedRuns + run) & 1);
+  }
+}
+
+}  // namespace
+
 std::vector<std::pair<std::string, bool>> cpu_tiles() {
   std::vector<std::pair<std::string, bool>> tiles;
   constexpr const char* kKinds[kTileKinds] = {"tile", "weight_grad tile", "weight_grad row tile"};
@@ -89,6 +114,7 @@ std::vector<std::pair<std::string, bool>> cpu_tiles() {
               std::string(isa.table->isa) + (bit < 16 ? " float32 " : " float64 ") +
                   (dots ? "dot" : "axpy") + " tile " + std::to_string(bit % 16 + 1),
               *(dots ? isa.table->dot_tiles_ran : isa.table->axpy_tiles_ran) >> bit & 1);
+  for (const Isa& isa : isas()) grouped_tiles(*isa.table, tiles);
   return tiles;
 }
 

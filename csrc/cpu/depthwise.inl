@@ -1,6 +1,6 @@
-// Depthwise convolution one plane at a time, of few channels or several outputs per input; others run
-// along channels (grouped.inl). A padded copy whose columns are split by phase (column mod stride),
-// so that every tap of a row of outputs is one contiguous vector stream.
+// Depthwise convolution one plane at a time, of few channels or several outputs per input; others
+// run along channels (grouped.inl). A padded copy whose columns are split by phase (column mod
+// stride), so that every tap of a row of outputs is one contiguous vector stream.
 namespace fastconv::FASTCONV_NS {
 
 // A plane of the input, padded, its columns split by phase. What follows a row holds anything.

@@ -1,6 +1,6 @@
 // Depthwise weight gradient, dw[k, r, s] = sum over n, p, q of dy[n, k, p, q] * x[n, g, p', q'], by
-// planes (depthwise.inl): a row of taps at a time, in registers, vectors along the columns. Sums of an
-// image are in T, images are added in double.
+// planes (depthwise.inl): a row of taps at a time, in registers, vectors along the columns. Sums of
+// an image are in T, images are added in double.
 namespace fastconv::FASTCONV_NS {
 
 template <class S>

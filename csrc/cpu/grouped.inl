@@ -106,29 +106,45 @@ __attribute__((noinline)) static void grouped_pixels(const TapConv& job, const G
 template <class T>
 using GroupedKernel = void (*)(const TapConv&, const GroupedRow<T>&, int64_t, int64_t);
 
+// Which tiles ran: [float, double, groups of float][forward, weight gradient].
+static uint32_t grouped_ran[3][2];
+
+template <class T>
+inline void mark_grouped(bool groups, bool grad, int bit) {
+  uint32_t* ran = &grouped_ran[groups ? 2 : sizeof(T) == 8][grad];
+  __atomic_fetch_or(ran, 1u << bit, __ATOMIC_RELAXED);
+}
+
+// The index among kGroupedTaps of what a row's taps are added by.
+inline int tap_kind(const TapConv& job) {
+  constexpr int kCount = sizeof kGroupedTaps / sizeof kGroupedTaps[0];
+  for (int i = 1; i < (job.C > 1 ? kGroupTaps : kCount); ++i)
+    if (job.cols.offset_step == 1 && job.cols.count == kGroupedTaps[i].taps &&
+        job.stride_w == kGroupedTaps[i].stride)
+      return i;
+  return 0;
+}
+
 template <int kPixels, bool kGroups, class T>
-inline GroupedKernel<T> grouped_kernel(const TapConv& job) {
-  const bool near = job.cols.offset_step == 1 && (job.stride_w == 1 || job.stride_w == 2);
-  const int64_t taps = near ? job.cols.count : 1;
-  const bool two = job.stride_w == 2;
-  if (taps == 2 && !two) return grouped_pixels<kPixels, 2, 1, kGroups, T>;  // a stride phase
-  if (taps == 3)
-    return two ? grouped_pixels<kPixels, 3, 2, kGroups, T>
-               : grouped_pixels<kPixels, 3, 1, kGroups, T>;
+inline GroupedKernel<T> grouped_kernel(int kind) {
+  constexpr const TapsOfStride* k = kGroupedTaps;
   if constexpr (!kGroups) {
-    if (taps == 5)
-      return two ? grouped_pixels<kPixels, 5, 2, false, T> : grouped_pixels<kPixels, 5, 1, false, T>;
-    if (taps == 7)
-      return two ? grouped_pixels<kPixels, 7, 2, false, T> : grouped_pixels<kPixels, 7, 1, false, T>;
+    if (kind == 4) return grouped_pixels<kPixels, k[4].taps, k[4].stride, false, T>;
+    if (kind == 5) return grouped_pixels<kPixels, k[5].taps, k[5].stride, false, T>;
+    if (kind == 6) return grouped_pixels<kPixels, k[6].taps, k[6].stride, false, T>;
+    if (kind == 7) return grouped_pixels<kPixels, k[7].taps, k[7].stride, false, T>;
   }
+  if (kind == 1) return grouped_pixels<kPixels, k[1].taps, k[1].stride, kGroups, T>;
+  if (kind == 2) return grouped_pixels<kPixels, k[2].taps, k[2].stride, kGroups, T>;
+  if (kind == 3) return grouped_pixels<kPixels, k[3].taps, k[3].stride, kGroups, T>;
   return grouped_pixels<kPixels, 1, 1, kGroups, T>;
 }
 
 template <bool kGroups, class T>
-inline GroupedKernel<T> grouped_kernel(const TapConv& job, int64_t pixels) {
-  if (pixels <= 5) return grouped_kernel<5, kGroups, T>(job);
-  if (pixels <= 7) return grouped_kernel<7, kGroups, T>(job);
-  return grouped_kernel<8, kGroups, T>(job);
+inline GroupedKernel<T> grouped_kernel(int size, int kind) {
+  if (size == 0) return grouped_kernel<kGroupedPixels[0], kGroups, T>(kind);
+  if (size == 1) return grouped_kernel<kGroupedPixels[1], kGroups, T>(kind);
+  return grouped_kernel<kGroupedPixels[2], kGroups, T>(kind);
 }
 
 // Of a row of outputs: the kernel and the pixels of one of its blocks.
@@ -138,10 +154,14 @@ struct GroupedPlan {
   GroupedKernel<T> kernel;
 
   static GroupedPlan make(const TapConv& job) {
-    const int64_t pixels = even_share(job.Q, kGroupedPixels);
+    constexpr int kKinds = sizeof kGroupedTaps / sizeof kGroupedTaps[0];
+    const int64_t pixels = even_share(job.Q, kGroupedPixels[2]);
+    const int size = (pixels > kGroupedPixels[0]) + (pixels > kGroupedPixels[1]);
+    const int kind = tap_kind(job);
+    mark_grouped<T>(job.C > 1, false, size * kKinds + kind);
     if constexpr (sizeof(T) == 4)
-      if (job.C > 1) return {pixels, grouped_kernel<true, T>(job, pixels)};
-    return {pixels, grouped_kernel<false, T>(job, pixels)};
+      if (job.C > 1) return {pixels, grouped_kernel<true, T>(size, kind)};
+    return {pixels, grouped_kernel<false, T>(size, kind)};
   }
 };
 
@@ -221,16 +241,41 @@ struct GroupedScratch {
   int64_t weights, bias, inputs, total;  // bytes before each but the first
 };
 
+// Rows [top, bottom) of the input that rows [p0, p0 + rows) of the outputs of all phases read.
+struct InputRows {
+  int64_t top, bottom;
+
+  static InputRows make(const GroupedJob& job, int64_t p0, int64_t rows) {
+    InputRows all = {job.whole.H, 0};
+    for (int64_t i = 0; i < job.count(); ++i) {
+      const TapConv& phase = job.phases[i];
+      const int64_t first = p0 / job.step_h;
+      const int64_t count = min64(ceil_div(rows, job.step_h), phase.P - first);
+      if (count <= 0 || phase.Q <= 0 || phase.rows.count * phase.cols.count == 0) continue;
+      const int64_t origin = first * phase.stride_h + phase.rows.offset;
+      all.top = min64(all.top, max64(origin, 0));
+      all.bottom = max64(all.bottom, origin + slab_rows(count, phase.stride_h, phase.rows));
+    }
+    all.bottom = max64(min64(all.bottom, job.whole.H), all.top);
+    return all;
+  }
+};
+
 template <class T>
-inline GroupedScratch grouped_scratch(const TapConv& job, const GroupedBlocking& b) {
+inline GroupedScratch grouped_scratch(const GroupedJob& job, const GroupedBlocking& b) {
   constexpr int L = kPanel<T>;
-  const int64_t panels = ceil_div(b.channels, L), taps = job.rows.count * job.cols.count;
+  const TapConv& whole = job.whole;
+  const int64_t panels = ceil_div(b.channels, L), taps = whole.rows.count * whole.cols.count;
   GroupedScratch s = {};
-  s.weights = align64(panels * taps * job.C * L * sizeof(T));
+  s.weights = align64(panels * taps * whole.C * L * sizeof(T));
   s.bias = s.weights + align64(panels * L * sizeof(T));
-  const int64_t rows = min64(job.H, max64(slab_rows(b.rows, job.stride_h, job.rows), 0));
-  s.inputs = s.bias + (b.in_place ? 0 : align64(rows * job.W * L * sizeof(T)));
-  s.total = s.inputs + (b.in_place ? 0 : align64(b.rows * job.Q * L * sizeof(T)));
+  int64_t rows = 0;  // of inputs
+  for (int64_t band = 0; !b.in_place && band < b.bands; ++band) {
+    const InputRows in = InputRows::make(job, band * b.rows, b.rows);
+    rows = max64(rows, in.bottom - in.top);
+  }
+  s.inputs = s.bias + align64(rows * whole.W * L * sizeof(T));
+  s.total = s.inputs + (b.in_place ? 0 : align64(b.rows * whole.Q * L * sizeof(T)));
   return s;
 }
 
@@ -268,62 +313,77 @@ inline void grouped_in_place(const TapConv& job, const GroupedBlocking& b,
   }
 }
 
-// A band of rows of an image's outputs, a panel of channels, by transposing.
-template <class S>
-inline void grouped_by_panel(const TapConv& job, const GroupedBlocking& b,
-                             const GroupedPlan<Compute<S>>& plan, const Compute<S>* w,
-                             Compute<S>* inputs, Compute<S>* sums, int64_t k0, int64_t n,
-                             int64_t p0) {
-  typedef Compute<S> T;
+// Rows [p0, p0 + rows) of a phase, a panel of channels: transposed inputs from row `top` on to sums
+// of rows `y_row` and pixels `y_col` apart.
+template <class T>
+inline void grouped_panel(const TapConv& job, const GroupedPlan<T>& plan, const T* w,
+                          const T* inputs, int64_t top, T* sums, int64_t y_row, int64_t y_col,
+                          int64_t lanes, int64_t p0, int64_t rows) {
   constexpr int W = kW<T>, L = kPanel<T>;
-  const int64_t lanes = min64(L, job.G * job.K - k0), rows = min64(b.rows, job.P - p0);
-  const int64_t origin = p0 * job.stride_h + job.rows.offset;
-  const int64_t top = min64(max64(origin, 0), job.H);
-  const int64_t bottom = max64(min64(origin + slab_rows(rows, job.stride_h, job.rows), job.H), top);
-  const S* x = (const S*)job.x + n * job.xs[0] + k0 * job.xs[1] + top * job.xs[2];
-  pack_pixels<S>(inputs, x, job.xs, bottom - top, job.W, lanes, input_end<S>(job));
   GroupedRow<T> r = {};
-  r.row = job.rows.offset_step * job.W * L, r.col = L, r.y_col = L;
+  r.row = job.rows.offset_step * job.W * L, r.col = L, r.y_col = y_col;
   for (int64_t p = 0; p < rows; ++p) {
-    const int64_t h = origin + p * job.stride_h;
+    const int64_t h = (p0 + p) * job.stride_h + job.rows.offset;
     r.rows = taps_inside(job.rows, h, job.H);
     for (int64_t half = 0; half < lanes; half += W) {
       r.x = inputs + ((h - top) * job.W + job.cols.offset) * L + half;
-      r.y = sums + p * job.Q * L + half, r.w = w + half;
+      r.y = sums + p * y_row + half, r.w = w + half;
       for (int64_t q = 0; q < job.Q; q += plan.pixels)
         plan.kernel(job, r, q, min64(plan.pixels, job.Q - q));
     }
   }
-  store_panel<S>(channel_store<S>(as_one_group(job), n, 0, k0, lanes), sums, p0, 0, rows, job.Q);
 }
 
 // Tasks: (part of the channels, image, band of rows).
 template <class S>
-inline void grouped_run(const TapConv& job, const GroupedBlocking& b, void* scratch, int64_t begin,
-                        int64_t end) {
+inline void grouped_run(const GroupedJob& job, const GroupedBlocking& b, void* scratch,
+                        int64_t begin, int64_t end) {
   typedef Compute<S> T;
   constexpr int L = kPanel<T>;
+  const TapConv& whole = job.whole;
   const GroupedScratch s = grouped_scratch<T>(job, b);
-  T* w = (T*)scratch;
   T* bias = (T*)((char*)scratch + s.weights);
-  const GroupedPlan<T> plan = GroupedPlan<T>::make(job);
-  const int64_t panel = job.rows.count * job.cols.count * job.C * L;
+  T *inputs = (T*)((char*)scratch + s.bias), *sums = (T*)((char*)scratch + s.inputs);
+  GroupedPlan<T> plans[kMostPhases];
+  T* weights[kMostPhases];
+  T* next = (T*)scratch;
+  for (int64_t i = 0; i < job.count(); ++i) {
+    const TapConv& phase = job.phases[i];
+    plans[i] = GroupedPlan<T>::make(phase), weights[i] = next;
+    next += b.channels / L * phase.rows.count * phase.cols.count * phase.C * L;
+  }
   int64_t packed = -1;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t part = task / (job.N * b.bands), n = task / b.bands % job.N;
-    const int64_t p0 = task % b.bands * b.rows, k0 = part * b.channels;
-    if (part != packed)
-      for (int64_t i = 0; i * L < min64(b.channels, job.G * job.K - k0); ++i)
-        grouped_weights<S>(job, b.in_place ? panel_start(job, k0 + i * L, L) : k0, w + i * panel,
-                           bias + i * L);
-    packed = part;
-    if constexpr (sizeof(S) == sizeof(T))
-      if (b.in_place) {
-        grouped_in_place<T>(job, b, plan, w, bias, k0, n, p0);
-        continue;
+    const int64_t part = task / (whole.N * b.bands), n = task / b.bands % whole.N;
+    const int64_t p0 = task % b.bands * b.rows, rows = min64(b.rows, whole.P - p0);
+    const int64_t k0 = part * b.channels, lanes = min64(b.channels, whole.G * whole.K - k0);
+    for (int64_t i = 0; part != packed && i < job.count(); ++i) {
+      const int64_t panel =
+          job.phases[i].rows.count * job.phases[i].cols.count * job.phases[i].C * L;
+      for (int64_t j = 0; j * L < lanes; ++j) {
+        const int64_t k = b.in_place ? panel_start(whole, k0 + j * L, L) : k0 + j * L;
+        grouped_weights<S>(job.phases[i], k, weights[i] + j * panel, bias + j * L);
       }
-    grouped_by_panel<S>(job, b, plan, w, (T*)((char*)scratch + s.bias),
-                        (T*)((char*)scratch + s.inputs), k0, n, p0);
+    }
+    packed = part;
+    if (!b.in_place) {
+      const InputRows in = InputRows::make(job, p0, rows);
+      const S* x = (const S*)whole.x + n * whole.xs[0] + k0 * whole.xs[1] + in.top * whole.xs[2];
+      pack_pixels<S>(inputs, x, whole.xs, in.bottom - in.top, whole.W, lanes, input_end<S>(whole));
+      for (int64_t i = 0; i < job.count(); ++i) {
+        const int64_t a = i / job.step_w, column = i % job.step_w;
+        grouped_panel<T>(job.phases[i], plans[i], weights[i], inputs, in.top,
+                         sums + (a * whole.Q + column) * L, job.step_h * whole.Q * L,
+                         job.step_w * L, lanes, p0 / job.step_h, ceil_div(rows - a, job.step_h));
+      }
+      store_panel<S>(channel_store<S>(as_one_group(whole), n, 0, k0, lanes), sums, p0, 0, rows,
+                     whole.Q);
+      continue;
+    }
+    if constexpr (sizeof(S) == sizeof(T))
+      for (int64_t i = 0; i < job.count(); ++i)
+        if (i / job.step_w < rows)
+          grouped_in_place<T>(job.phases[i], b, plans[i], weights[i], bias, k0, n, p0 / job.step_h);
   }
 }
 

@@ -6,7 +6,7 @@
 // added to the sums of an image in T, images in double.
 namespace fastconv::FASTCONV_NS {
 
-constexpr int kTapRun = 4;  // taps of a row in registers; longer rows are cut
+constexpr int kTapRun = kGroupedRuns;  // taps of a row in registers; longer rows are cut
 
 template <int kValue>
 struct Constant {
@@ -76,42 +76,43 @@ __attribute__((noinline)) static void add_grads(const T* dy, int64_t dy_row, int
       }
 }
 
+// What add_grads is given.
+template <class T>
+struct GradRun {
+  const T *dy, *x;
+  int64_t dy_row, dy_col, x_row, x_col, tap, rows, count;
+};
+
 template <int kTaps, class T>
-inline void add_grads(const T* dy, int64_t dy_row, int64_t dy_col, const T* x, int64_t x_row,
-                      int64_t x_col, int64_t tap, int64_t rows, int64_t count, int64_t channels,
-                      int64_t lanes, T* sums) {
+inline void add_grads(const GradRun<T>& r, int64_t channels, int64_t lanes, T* sums) {
   constexpr int W = kW<T>;
-  if (channels == 1 && lanes <= W)
-    return add_grads<kTaps, 1, 1, T>(dy, dy_row, dy_col, x, x_row, x_col, tap, rows, count, 1, 0,
-                                     sums);
-  if (channels == 1)
-    return add_grads<kTaps, 1, 2, T>(dy, dy_row, dy_col, x, x_row, x_col, tap, rows, count, 1, 0,
-                                     sums);
+  auto add = [&](auto kC, auto kV, int64_t half, int64_t c) {
+    add_grads<kTaps, decltype(kC)::value, decltype(kV)::value, T>(
+        r.dy + half, r.dy_row, r.dy_col, r.x + half, r.x_row, r.x_col, r.tap, r.rows, r.count,
+        channels, c, sums + half);
+  };
+  const int kind = channels > 2 ? 3 : channels == 2 ? 2 : lanes > W;
+  mark_grouped<T>(channels > 1, true, kind * kGroupedRuns + kTaps - 1);
+  if (channels == 1) {
+    if (lanes > W) return add(Constant<1>{}, Constant<2>{}, 0, 0);
+    return add(Constant<1>{}, Constant<1>{}, 0, 0);
+  }
   if constexpr (sizeof(T) == 4)
-    for (int half = 0; half < lanes; half += W)
-      for (int64_t c = 0; c < channels; c += 4) {
+    for (int64_t half = 0; half < lanes; half += W)
+      for (int64_t c = 0; c < channels; c += 4)
         if (channels == 2)
-          add_grads<kTaps, 2, 1, T>(dy + half, dy_row, dy_col, x + half, x_row, x_col, tap, rows,
-                                    count, channels, c, sums + half);
+          add(Constant<2>{}, Constant<1>{}, half, c);
         else
-          add_grads<kTaps, 4, 1, T>(dy + half, dy_row, dy_col, x + half, x_row, x_col, tap, rows,
-                                    count, channels, c, sums + half);
-      }
+          add(Constant<4>{}, Constant<1>{}, half, c);
 }
 
 template <class T>
-inline void add_grads(int64_t taps, const T* dy, int64_t dy_row, int64_t dy_col, const T* x,
-                      int64_t x_row, int64_t x_col, int64_t tap, int64_t rows, int64_t count,
-                      int64_t channels, int64_t lanes, T* sums) {
-  auto add = [&](auto kTaps) {
-    add_grads<decltype(kTaps)::value, T>(dy, dy_row, dy_col, x, x_row, x_col, tap, rows, count,
-                                         channels, lanes, sums);
-  };
+inline void add_grads(int64_t taps, const GradRun<T>& r, int64_t channels, int64_t lanes, T* sums) {
   switch (taps) {
-    case 1: return add(Constant<1>{});
-    case 2: return add(Constant<2>{});
-    case 3: return add(Constant<3>{});
-    default: return add(Constant<4>{});
+    case 1: return add_grads<1, T>(r, channels, lanes, sums);
+    case 2: return add_grads<2, T>(r, channels, lanes, sums);
+    case 3: return add_grads<3, T>(r, channels, lanes, sums);
+    default: return add_grads<4, T>(r, channels, lanes, sums);
   }
 }
 
@@ -124,8 +125,8 @@ inline void outputs_inside(int64_t outputs, int64_t stride, int64_t offset, int6
 
 // sums[tap][c][kPanel] += of rows [p, p_end) and row i of the taps.
 template <class T>
-inline void grouped_grad_row(const WeightGrad& job, const GroupedPixels<T>& in, int64_t i, int64_t p,
-                             int64_t p_end, T* sums) {
+inline void grouped_grad_row(const WeightGrad& job, const GroupedPixels<T>& in, int64_t i,
+                             int64_t p, int64_t p_end, T* sums) {
   constexpr int L = kPanel<T>;
   const int64_t step = job.cols.offset_step, h0 = job.rows.offset + i * job.rows.offset_step;
   int64_t p_first, p_last;
@@ -136,10 +137,16 @@ inline void grouped_grad_row(const WeightGrad& job, const GroupedPixels<T>& in, 
   auto add = [&](int64_t j, int64_t taps, int64_t first, int64_t last) {
     if (first >= last) return;
     const int64_t w = first * job.stride_w + job.cols.offset + j * step;
-    add_grads<T>(taps, in.dy + (p - in.p0) * in.dy_row + first * in.dy_col, in.dy_row, in.dy_col,
-                 in.x + (p * job.stride_h + h0) * in.x_row + w * in.x_col, job.stride_h * in.x_row,
-                 job.stride_w * in.x_col, step * in.x_col, rows, last - first, job.C,
-                 in.lanes, sums + (i * job.cols.count + j) * job.C * L);
+    const GradRun<T> r = {in.dy + (p - in.p0) * in.dy_row + first * in.dy_col,
+                          in.x + (p * job.stride_h + h0) * in.x_row + w * in.x_col,
+                          in.dy_row,
+                          in.dy_col,
+                          job.stride_h * in.x_row,
+                          job.stride_w * in.x_col,
+                          step * in.x_col,
+                          rows,
+                          last - first};
+    add_grads<T>(taps, r, job.C, in.lanes, sums + (i * job.cols.count + j) * job.C * L);
   };
   const int64_t run = even_share(job.cols.count, kTapRun);
   for (int64_t j0 = 0; j0 < job.cols.count; j0 += run) {
@@ -160,8 +167,8 @@ inline void grouped_grad_row(const WeightGrad& job, const GroupedPixels<T>& in, 
   }
 }
 
-// Rows [p0, p0 + rows) of dy of an image and what they read of x, `lanes` channels from k0 on: where
-// they lie, or transposed into scratch.
+// Rows [p0, p0 + rows) of dy of an image and what they read of x, `lanes` channels from k0 on:
+// where they lie, or transposed into scratch.
 template <class S>
 inline GroupedPixels<Compute<S>> grouped_pixels_of(const WeightGrad& job, const GroupedBlocking& b,
                                                    int64_t n, int64_t k0, int64_t lanes, int64_t p0,
@@ -201,9 +208,9 @@ inline void grouped_grad_run(const WeightGrad& job, const GroupedBlocking& b, vo
     for (int64_t n = 0; n < job.N; ++n) {
       zero(sums, size);
       for (int64_t p0 = 0; p0 < job.P; p0 += b.rows) {
-        const auto in = grouped_pixels_of<S>(job, b, n, k0, lanes, p0,
-                                             (T*)((char*)scratch + s.inputs),
-                                             (T*)((char*)scratch + s.grads));
+        const auto in =
+            grouped_pixels_of<S>(job, b, n, k0, lanes, p0, (T*)((char*)scratch + s.inputs),
+                                 (T*)((char*)scratch + s.grads));
         for (int64_t p = p0; p < p0 + in.rows; p += rows)
           for (int64_t i = 0; i < job.rows.count; ++i)
             grouped_grad_row<T>(job, in, i, p, min64(p + rows, p0 + in.rows), sums);

@@ -134,12 +134,12 @@ static int64_t dw_scratch(const TapConv& j) { FASTCONV_BY_DTYPE(j.dtype, depthwi
 static void dw_run(const TapConv& j, void* scratch, int64_t begin, int64_t end) {
   FASTCONV_BY_DTYPE(j.dtype, depthwise_run<S>(j, scratch, begin, end))
 }
-static int64_t gr_scratch(const TapConv& j, const GroupedBlocking& b) {
-  FASTCONV_BY_DTYPE(j.dtype, grouped_scratch<Compute<S>>(j, b).total)
+static int64_t gr_scratch(const GroupedJob& j, const GroupedBlocking& b) {
+  FASTCONV_BY_DTYPE(j.whole.dtype, grouped_scratch<Compute<S>>(j, b).total)
 }
-static void gr_run(const TapConv& j, const GroupedBlocking& b, void* scratch, int64_t begin,
+static void gr_run(const GroupedJob& j, const GroupedBlocking& b, void* scratch, int64_t begin,
                    int64_t end) {
-  FASTCONV_BY_DTYPE(j.dtype, grouped_run<S>(j, b, scratch, begin, end))
+  FASTCONV_BY_DTYPE(j.whole.dtype, grouped_run<S>(j, b, scratch, begin, end))
 }
 static int64_t wg_scratch(const WeightGrad& j, const Blocking& b) {
   if (b.along_inputs) {
@@ -225,6 +225,7 @@ const KernelTable FASTCONV_TABLE = {
     FASTCONV_NS::row_tiles_ran,
     &FASTCONV_NS::dot_tiles_ran,
     &FASTCONV_NS::axpy_tiles_ran,
+    FASTCONV_NS::grouped_ran,
     FASTCONV_NS::kPairs,
     FASTCONV_NS::fma_peak,
     FASTCONV_NS::pl_scratch,

@@ -11,9 +11,9 @@
 
 namespace fastconv {
 
-// A dilated convolution as one without dilation (Winograd only): the pixels of one phase, (row mod h,
-// column mod w), are an image of their own. N counts those; H, W, P, Q and strides of the job are
-// the first one's, the largest, and here they are of the whole tensors. h = 0: there is none.
+// A dilated convolution as one without dilation (Winograd only): the pixels of one phase, (row mod
+// h, column mod w), are an image of their own. N counts those; H, W, P, Q and strides of the job
+// are the first one's, the largest, and here they are of the whole tensors. h = 0: there is none.
 struct Lattice {
   int64_t h, w, H, W, P, Q;
 };
@@ -39,6 +39,30 @@ struct TapConv {
   void* y;  // [N, G * K, P, Q]
   int64_t ys[4];
 };
+
+// What a grouped kernel makes at once: a job, or all stride phases of an input gradient, (a, b) at
+// a * step_w + b. `whole`: their outputs as one tensor; its taps are those of all.
+constexpr int kMostPhases = 16;
+struct GroupedJob {
+  TapConv whole;
+  int64_t step_h, step_w;
+  TapConv phases[kMostPhases];
+
+  int64_t count() const { return step_h * step_w; }
+};
+
+// Register tiles of the grouped kernels: so many pixels, for runs of taps of a stride, the last
+// four of depthwise only. One tap at a time is for any other.
+constexpr int kGroupedPixels[] = {5, 7, 8};
+struct TapsOfStride {
+  int taps, stride;
+};
+constexpr TapsOfStride kGroupedTaps[] = {{1, 1}, {2, 1}, {3, 1}, {3, 2},
+                                         {5, 1}, {5, 2}, {7, 1}, {7, 2}};
+constexpr int kGroupTaps = 4;
+// Of the weight gradient: runs of up to four taps, depthwise of one and two vectors, and two and
+// four input channels of a group.
+constexpr int kGroupedRuns = 4, kGroupedGradKinds = 4;
 
 struct WeightGrad {
   int64_t N, G, C, K;  // C, K: channels per group
@@ -115,8 +139,8 @@ struct KernelTable {
 
   int64_t (*depthwise_scratch)(const TapConv&);
   void (*depthwise_run)(const TapConv&, void* scratch, int64_t begin, int64_t end);
-  int64_t (*grouped_scratch)(const TapConv&, const GroupedBlocking&);
-  void (*grouped_run)(const TapConv&, const GroupedBlocking&, void* scratch, int64_t begin,
+  int64_t (*grouped_scratch)(const GroupedJob&, const GroupedBlocking&);
+  void (*grouped_run)(const GroupedJob&, const GroupedBlocking&, void* scratch, int64_t begin,
                       int64_t end);
 
   int64_t (*weight_grad_scratch)(const WeightGrad&, const Blocking&);
@@ -135,6 +159,8 @@ struct KernelTable {
   const uint32_t* row_tiles_ran;              // see row_tile.inl: in float and double
   const uint32_t* dot_tiles_ran;              // see conv_dots.inl
   const uint32_t* axpy_tiles_ran;             // see conv_axpy.inl
+  const uint32_t (*grouped_ran)[2];  // in float, double and float groups; forward by pixels and
+                                     // taps, then weight gradient by kind and run
   bool pairs;
   double (*fma_peak)(int64_t iterations);  // FLOPs done, for calibration
 

@@ -13,8 +13,8 @@ inline const S* end_of(const void* data, const int64_t* size, const int64_t* str
   return (const S*)data + last + 1;
 }
 
-// Of an operand of `channels` of a TapConv or WeightGrad: `image` is the largest image, `whole` of a
-// lattice its tensor, rows and columns.
+// Of an operand of `channels` of a TapConv or WeightGrad: `image` is the largest image, `whole` of
+// a lattice its tensor, rows and columns.
 template <class S, class Job>
 inline const S* images_end(const Job& job, const void* data, int64_t channels,
                            const int64_t stride[4], const int64_t (&image)[2],
