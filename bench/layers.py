@@ -1,6 +1,7 @@
 """Every distinct convolution layer of the networks: torch and fastconv, NCHW and channels_last.
 
-    python bench/layers.py [--backward] [--filter REGEX] [--threads 1] [--batch 1] [--json FILE]
+    python bench/layers.py [--others] [--backward] [--filter REGEX] [--threads 1] [--batch 1]
+                           [--json FILE]
 
 Each engine runs in a process of its own and is asked in turn; modules are in eval mode, as in
 inference. A row holds microseconds of the four columns, then of fastconv's better layout: GFLOP/s
@@ -21,6 +22,7 @@ import torch
 from common import COLUMNS, LAYOUTS, TITLES, gains, geometric_mean, measure, parser, work
 from fastconv.gpus import conv_work
 from fastconv.testing.layers import LAYERS, Layer
+from fastconv.testing.other_layers import OTHER_LAYERS
 
 
 def build(engine: str, request: dict) -> Callable[[], object]:
@@ -29,7 +31,7 @@ def build(engine: str, request: dict) -> Callable[[], object]:
         from torch.nn import Conv2d
     else:
         from fastconv.nn import Conv2d
-    layer = next(layer for layer in LAYERS if layer.name == request["name"])
+    layer = next(layer for layer in LAYERS + OTHER_LAYERS if layer.name == request["name"])
     dtype, layout = getattr(torch, request["dtype"]), LAYOUTS[request["layout"]]
     module = Conv2d(
         layer.C,
@@ -59,7 +61,8 @@ def floating_operations(layer: Layer, batch: int, direction: str) -> int:
 
 def table(options: argparse.Namespace) -> tuple[list[dict], int]:
     """Measures and prints every layer that the options ask for."""
-    layers = [layer for layer in LAYERS if re.search(options.filter, layer.name)]
+    layers = OTHER_LAYERS if options.others else LAYERS
+    layers = [layer for layer in layers if re.search(options.filter, layer.name)]
     width = max((len(layer.name) for layer in layers), default=0)
     directions = ("forward", "backward") if options.backward else ("forward",)
     requests = [
@@ -79,7 +82,8 @@ def table(options: argparse.Namespace) -> tuple[list[dict], int]:
     heading = (
         f"{'µs (cl: channels_last)':{width + 9}}{columns}{'GFLOP/s':>10}{'x FMA':>8}{'gain':>8}"
     )
-    return measure(__file__, options, {}, requests, heading, line)
+    settings = {"others": True} if options.others else {}
+    return measure(__file__, options, settings, requests, heading, line)
 
 
 def summary(rows: list[dict], direction: str) -> str:
@@ -95,6 +99,9 @@ def summary(rows: list[dict], direction: str) -> str:
 
 def main() -> int:
     options = parser(__doc__)
+    options.add_argument(
+        "--others", action="store_true", help="layers of networks that fastconv does not build"
+    )
     options.add_argument("--backward", action="store_true", help="also input and weight gradient")
     options = options.parse_args()
     if options.worker:

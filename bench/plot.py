@@ -17,6 +17,7 @@ from pathlib import Path
 from common import COLUMNS, ENGINES, LAYOUTS, gains, geometric_mean
 from fastconv.gpus import conv_work
 from fastconv.testing.layers import LAYERS
+from fastconv.testing.other_layers import OTHER_LAYERS
 
 ELEMENT = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}  # bytes
 
@@ -63,7 +64,7 @@ def roofline(document: dict, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 6), layout="constrained")
-    sizes = {layer.name: layer.sizes(document["batch"]) for layer in LAYERS}
+    sizes = {layer.name: layer.sizes(document["batch"]) for layer in LAYERS + OTHER_LAYERS}
     points: dict[str, list] = {engine: [] for engine in ENGINES}
     for row in document["rows"]:
         if row["direction"] == "forward" and row["name"] in sizes:
@@ -89,6 +90,7 @@ def roofline(document: dict, path: Path) -> None:
 def caption(document: dict) -> str:
     """What was measured, where, with what."""
     kind = " (training step)" if document.get("train") else ""
+    kind += " of other networks" if document.get("others") else ""
     threads = document["threads"]
     isa = f"{document['isa']}, " if "isa" in document else ""
     return (

@@ -5,6 +5,7 @@ import torch
 from fastconv import models
 from fastconv.testing import torch_layers
 from fastconv.testing.layers import LAYERS
+from fastconv.testing.other_layers import OTHER_LAYERS
 
 # Each network of the table and how it is built.
 NETWORKS = {
@@ -64,6 +65,7 @@ def test_other_vggs_add_no_layer():
 
 
 def test_rows_and_names_are_distinct():
-    assert len({sizes(layer) for layer in LAYERS}) == len(LAYERS)
-    assert len({layer.name for layer in LAYERS}) == len(LAYERS)
+    layers = LAYERS + OTHER_LAYERS
+    assert len({sizes(layer) for layer in layers}) == len(layers)
+    assert len({layer.name for layer in layers}) == len(layers)
     assert "vgg16 3x3 64->128 @112" in {layer.name for layer in LAYERS}

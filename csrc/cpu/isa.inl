@@ -19,6 +19,7 @@
 #include "conv_axpy.inl"
 #include "conv_few.inl"
 #include "winograd_tile.inl"
+#include "winograd_input.inl"
 #include "conv_winograd.inl"
 #include "weight_grad.inl"
 #include "weight_grad_1x1.inl"

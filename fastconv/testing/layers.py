@@ -35,10 +35,15 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """Such as "alexnet 11x11/4 3->64 @224": first network, kernel/stride, channels, width."""
+        """Such as "alexnet 11x11/4 3->64 @224": first network, kernel/stride, channels, width.
+
+        Followed by groups and dilation, where they are not 1.
+        """
         stride = f"/{self.stride}" if self.stride > 1 else ""
         network = next(iter(self.networks))
-        return f"{network} {self.R}x{self.S}{stride} {self.C}->{self.K} @{self.W}"
+        name = f"{network} {self.R}x{self.S}{stride} {self.C}->{self.K} @{self.W}"
+        name += f" groups {self.groups}" if self.groups > 1 else ""
+        return name + (f" dilation {self.dilation}" if self.dilation > 1 else "")
 
     def sizes(self, batch: int) -> tuple[list[int], list[int], list[int]]:
         """Those of input, weight and output."""
