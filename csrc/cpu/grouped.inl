@@ -34,6 +34,15 @@ struct GroupedRow {
   int64_t residual_col;
 };
 
+// Of each lane, the first of its group; `channels` is a power of two.
+template <class T>
+FASTCONV_INLINE IVec<T> group_lanes(int channels) {
+  IVec<T> lane;
+#pragma GCC unroll 16
+  for (int l = 0; l < kW<T>; ++l) lane[l] = l;
+  return lane & -channels;
+}
+
 // v[k] += x[k * kStride + j] * w[j] for kTaps neighbouring taps and one input channel of the
 // groups; of the pixels of x those in [first, last) are inside. Each is read once.
 template <int kPixels, int kTaps, int kStride, bool kGroups, class T>
@@ -54,18 +63,49 @@ FASTCONV_INLINE void add_taps(Vec<T> (&v)[kPixels], const T* x, int64_t step, in
   }
 }
 
+template <class T>
+__attribute__((noinline)) static void sigmoid_all(Vec<T>* v, int n) {
+  for (int i = 0; i < n; ++i) v[i] = activate<T>(v[i], Activation::sigmoid);
+}
+
+// Residual and activation of outputs [q, q + count): once for all, as the sums of few taps are no
+// more work than a test for each.
+template <int kPixels, class T>
+FASTCONV_INLINE void grouped_epilogue(const TapConv& job, const GroupedRow<T>& r, int64_t q,
+                                      int64_t count, Vec<T> (&v)[kPixels]) {
+  const T* residual = r.residual + q * r.residual_col;
+  if (r.residual)
+#pragma GCC unroll 8
+    for (int k = 0; k < kPixels; ++k, residual += r.residual_col) {
+      if (k >= count) break;
+      v[k] += load<T>(residual);
+    }
+  if (job.activation == Activation::relu)
+#pragma GCC unroll 8
+    for (int k = 0; k < kPixels; ++k) v[k] = activate<T>(v[k], Activation::relu);
+  if (job.activation == Activation::sigmoid) {
+    Vec<T> copy[kPixels];  // v itself stays in registers
+#pragma GCC unroll 8
+    for (int k = 0; k < kPixels; ++k) copy[k] = v[k];
+    sigmoid_all<T>(copy, kPixels);
+#pragma GCC unroll 8
+    for (int k = 0; k < kPixels; ++k) v[k] = copy[k];
+  }
+}
+
 // Outputs [q, q + count) of a row, count <= kPixels. kTaps: the taps of a row, where they are
 // neighbours and the stride is kStride; else 1, and they are added one by one.
 template <int kPixels, int kTaps, int kStride, bool kGroups, class T>
 __attribute__((noinline)) static void grouped_pixels(const TapConv& job, const GroupedRow<T>& r,
                                                      int64_t q, int64_t count) {
   constexpr int L = kPanel<T>;
-  Vec<T> v[kPixels] = {};
+  const Vec<T> bias = r.bias ? load<T>(r.bias) : Vec<T>{};
+  Vec<T> v[kPixels];
+#pragma GCC unroll 8
+  for (int k = 0; k < kPixels; ++k) v[k] = bias;
   const int64_t origin = q * job.stride_w + job.cols.offset, taps = job.cols.count;
   const int64_t channels = kGroups ? job.C : 1;
-  IVec<T> lane = {};
-  if constexpr (kGroups)
-    for (int l = 0; l < kW<T>; ++l) lane[l] = l / (int)channels * (int)channels;
+  const IVec<T> lane = kGroups ? group_lanes<T>((int)channels) : IVec<T>{};
   for (int64_t i = r.rows.first; i < r.rows.last; ++i) {
     const T *row = r.x + q * job.stride_w * r.col + i * r.row, *w = r.w + i * taps * channels * L;
     IVec<T> spread = lane;
@@ -91,15 +131,13 @@ __attribute__((noinline)) static void grouped_pixels(const TapConv& job, const G
                                             w + (j * channels + c) * L, 0, spread);
     }
   }
+  if (r.bias && (r.residual || job.activation != Activation::none))
+    grouped_epilogue<kPixels, T>(job, r, q, count, v);
+  T* y = r.y + q * r.y_col;
 #pragma GCC unroll 8
-  for (int k = 0; k < kPixels; ++k) {
+  for (int k = 0; k < kPixels; ++k, y += r.y_col) {
     if (k >= count) break;
-    if (r.bias) {
-      v[k] += load<T>(r.bias);
-      if (r.residual) v[k] += load<T>(r.residual + (q + k) * r.residual_col);
-      v[k] = activate<T>(v[k], job.activation);
-    }
-    store<T>(r.y + (q + k) * r.y_col, v[k]);
+    store<T>(y, v[k]);
   }
 }
 

@@ -46,9 +46,7 @@ __attribute__((noinline)) static void add_grads(const T* dy, int64_t dy_row, int
                                                 int64_t tap, int64_t rows, int64_t count,
                                                 int64_t channels, int64_t c0, T* sums) {
   constexpr int W = kW<T>, L = kPanel<T>;
-  IVec<T> first = {};
-  if constexpr (kC > 1)
-    for (int l = 0; l < W; ++l) first[l] = l / (int)channels * (int)channels + (int)c0;
+  const IVec<T> first = kC > 1 ? group_lanes<T>((int)channels) + (int)c0 : IVec<T>{};
   Vec<T> v[kTaps][kC][V] = {};
   for (int64_t p = 0; p < rows; ++p, dy += dy_row, x += x_row) {
     const T *d = dy, *from = x;

@@ -36,9 +36,14 @@ def draw(rng: random.Random) -> dict:
     if kind < 0.1:  # depthwise
         channels = groups = rng.randint(2, 40)
         out = channels * rng.choice((1, 1, 2))
-    elif kind < 0.5:  # what most networks are made of
+    elif kind < 0.2:  # narrow groups
+        groups = rng.randint(2, 12)
+        channels = out = groups * rng.choice((2, 4, 8, 16))
+    elif kind < 0.6:  # what most networks are made of
         taps, stride, dilation = rng.choice(((1, 1), (3, 3), (3, 3), (5, 5))), (1, 1), (1, 1)
-        padding = tuple(rng.choice((0, t // 2, t - 1)) for t in taps)
+        if rng.random() < 0.25:
+            dilation = two(1, 9)
+        padding = tuple(d * rng.choice((0, t // 2, t - 1)) for d, t in zip(dilation, taps))  # noqa: B905
         channels, out = (groups * rng.randint(12, 48) for _ in range(2))
     least = [d * (t - 1) + 1 - 2 * p for d, t, p in zip(dilation, taps, padding, strict=True)]
     return {
