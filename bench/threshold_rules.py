@@ -100,6 +100,7 @@ class Rule:
     above: bool = False  # the second runs over the threshold only, not at it
     error_limit: float | None = None  # a rule of exactness: times torch's own error
     most_lanes: bool = False  # the threshold is at most the float32 lanes of a vector
+    fits: Callable[[Problem], bool] = lambda p: True  # those of the instruction set that runs
 
     def source(self) -> int:
         """The threshold in the source; 0, always, where the order of rows is the rule."""
@@ -250,9 +251,19 @@ RULES = (
         "grouped", "", PLAN, "channels per group", channels, ("winograd", "grouped"),
         tuple(
             Problem(c, c, size, size, groups=c // width)
-            for width in (2, 4, 8)
+            for width in (2, 4)
             for c, size in ((256, 7), (128, 14), (64, 28), (32, 56))
         ),
         ("forward", *GRADS),
+    ),
+    Rule(
+        "groups of a vector", "kVectorGroups", PLAN, "outputs times the lanes of a vector",
+        lambda p: outputs(p) * _C.cpu_lanes(), ("grouped", "winograd"),
+        tuple(
+            Problem(c, c, size, size, groups=c // width)
+            for width in (8, 16)
+            for c, size in ((512, 7), (256, 10), (128, 14), (128, 20), (64, 28), (64, 56))
+        ),
+        ("forward", *GRADS), fits=lambda p: channels(p) == _C.cpu_lanes(),
     ),
 )  # fmt: skip

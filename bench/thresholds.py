@@ -90,7 +90,7 @@ def rows_of(rule: Rule) -> list[tuple[Problem, dict]]:
     """The problems of a rule and their rows, not measured yet, by growing number."""
     head = {"rule": rule.name, "constant": rule.constant, "source": rule.source()}
     rows = []
-    for problem in sorted(rule.problems, key=rule.of):
+    for problem in sorted(filter(rule.fits, rule.problems), key=rule.of):
         for direction in rule.directions:
             for layout in LAYOUTS:
                 where = {"problem": str(problem), "direction": direction, "layout": layout}

@@ -38,9 +38,9 @@ constexpr int64_t kStridedGradChannels = 16;   // rule "strided winograd channel
 constexpr int64_t kLeastPixels = 16;           // rule "winograd pixels": of a batch
 constexpr int64_t kWeightGrad5x5Pixels = 512;  // rule "5x5 weight gradient error": of a batch
 constexpr int64_t kStridedGradPercent = 88;    // rule "strided input gradient products"
-// Of a narrow group, stride 1. Of 16 channels with AVX-512 on Zen 4, 3x3, grouped and Winograd's in
-// us: 512 @14 317 and 285, 256 @28 632 and 404, 128 @56 1654 and 768.
-constexpr int64_t kGroupWidth = 8;
+constexpr int64_t kVectorGroups = 2048;        // rule "groups of a vector"
+// Terms of a sum in one register: longer ones err up to 1.14 times what is allowed, 7x7 of 16.
+constexpr int64_t kGroupedTerms = 256;
 
 const char* refuse_grouped(const ConvProblem& p, const Capabilities& caps, Direction) {
   const int64_t width = p.C / p.G;
@@ -49,9 +49,12 @@ const char* refuse_grouped(const ConvProblem& p, const Capabilities& caps, Direc
   if (p.C != p.K || p.C == p.G)
     return "a group has other than as many outputs as inputs, 2 or more";
   if (width > caps.lanes || caps.lanes % width) return "a vector holds no whole groups";
-  if (caps.measured_rules && p.stride_w == 1 && width > kGroupWidth)
-    return "so wide a group fills tiles of its own";
-  return caps.lanes < 8 ? "this instruction set has no permutation for it" : nullptr;
+  if (caps.lanes < 8) return "this instruction set has no permutation for it";
+  if (!caps.measured_rules) return nullptr;
+  if (width * p.R * p.S > kGroupedTerms) return "its sums are too long for one register";
+  const bool large = p.N * p.P * p.Q * caps.lanes >= kVectorGroups;
+  return width == caps.lanes && p.stride_w == 1 && large ? "a group fills tiles of its own"
+                                                         : nullptr;
 }
 
 // Of the input gradient of a 3x3 of stride 2: along an axis Winograd takes 5 products of a tile of
@@ -75,14 +78,16 @@ int64_t fewest_channels(bool strided, const Capabilities& caps, Direction direct
   return min64(kWinogradChannels, caps.lanes);
 }
 
-const char* avoid_winograd(const ConvProblem& p, const Capabilities& caps, Direction direction) {
+const char* avoid_winograd(const ConvProblem& p, bool dilated, const Capabilities& caps,
+                           Direction direction) {
   const bool strided = p.stride_h > 1;
   const int64_t fewest = fewest_channels(strided, caps, direction);
   if (p.C / p.G < fewest || p.K / p.G < fewest)
     return "too few channels per group to pay its transforms";
   if (p.N * p.P * p.Q < kLeastPixels || p.N * p.H * p.W < kLeastPixels)
     return "too few pixels to pay for its weights";
-  if (direction == Direction::weight_grad && p.R == 5 && p.N * p.P * p.Q < kWeightGrad5x5Pixels)
+  if (direction == Direction::weight_grad && p.R == 5 &&
+      (p.N * p.P * p.Q < kWeightGrad5x5Pixels || dilated))
     return "its 5x5 weight gradient is too coarse for so short a sum";
   return strided && direction == Direction::input_grad ? avoid_strided_grad(p) : nullptr;
 }
@@ -122,7 +127,7 @@ const char* refuse_winograd(const ConvProblem& given, const Capabilities& caps,
     return "on so small a map most taps read padding, which its rounding does not know";
   if (strided && direction == Direction::input_grad && (p.pad_t != 1 || p.pad_l != 1))
     return "of stride 2 its input gradient begins with an input of one tap: padding 1 only";
-  return caps.measured_rules ? avoid_winograd(p, caps, direction) : nullptr;
+  return caps.measured_rules ? avoid_winograd(p, dilated, caps, direction) : nullptr;
 }
 
 const char* refuse_direct(const ConvProblem&, const Capabilities&, Direction) { return nullptr; }

@@ -146,9 +146,9 @@ def test_results_do_not_depend_on_threads(case, layout):
 
 
 def test_what_the_planner_gives_them():
-    def algorithm(channels, groups, **keywords):
-        sizes = (1, channels, 9, 10), (channels, channels // groups, 3, 3)
-        return fastconv.explain(*sizes, padding=1, groups=groups, **keywords).algorithm
+    def algorithm(channels, groups, size=9, taps=3, **keywords):
+        sizes = (1, channels, size, 10), (channels, channels // groups, taps, taps)
+        return fastconv.explain(*sizes, padding=taps // 2, groups=groups, **keywords).algorithm
 
     lanes = {"avx2": 8, "avx512": 16}.get(_C.cpu_isa())
     if not lanes:
@@ -157,5 +157,6 @@ def test_what_the_planner_gives_them():
     for direction in ("forward", "input_grad", "weight_grad"):
         assert [algorithm(64, 64 // n, direction=direction) for n in (2, 4, 8)] == ["grouped"] * 3
     assert algorithm(96, 32) == "direct"  # of three channels
+    assert algorithm(4 * lanes, 4, 60) == "winograd"
     assert algorithm(64, 64 // lanes, stride=2) == "grouped"
-    assert algorithm(64, 4) == "winograd"
+    assert [algorithm(n * lanes, n, taps=t) for n, t in ((4, 3), (4, 7))] == ["grouped", "direct"]
