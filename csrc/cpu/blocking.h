@@ -154,7 +154,7 @@ static inline Blocking few_blocking(const TapConv& job, int64_t panel, int64_t e
   return b;
 }
 
-constexpr int64_t kFarEdge = 12;               // outputs of a block's row and column
+constexpr int64_t kFarEdge = 6;                // outputs of a block's row and column
 constexpr int64_t kRowBytes = 384 * 1024;      // of a block's inputs and sums, in L2
 constexpr int64_t kRowChunkBytes = 32 * 1024;  // inputs of a tile of one chunk
 

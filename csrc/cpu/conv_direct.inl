@@ -201,7 +201,19 @@ inline Slab<Compute<S>> block_slab(const TapConv& job, const Blocking& b, const 
   if (sizeof(S) == sizeof(T) && inside && job.xs[1] == 1)
     return {(T*)x + row0 * job.xs[2] + col0 * job.xs[3], 1, job.xs[2], job.xs[3]};
   const Slab<T> slab = make_slab(scratch, job.C, rows, cols, b.planar);
-  fill_slab<S>(slab, x, job.xs, job.C, job.H, job.W, row0, rows, col0, cols, x_end);
+  // Of taps so far apart that no pixel is another's, only what they read.
+  const int64_t each_h = slab_rows(at.rows, job.stride_h, {1}),
+                each_w = slab_rows(at.cols, job.stride_w, {1});
+  if (down.offset_step < each_h || across.offset_step < each_w) {
+    fill_slab<S>(slab, x, job.xs, job.C, job.H, job.W, row0, rows, col0, cols, x_end);
+    return slab;
+  }
+  for (int64_t i = 0; i < down.count; ++i)
+    for (int64_t j = 0; j < across.count; ++j) {
+      const int64_t h = i * down.offset_step, w = j * across.offset_step;
+      const Slab<T> part = {slab.data + h * slab.h + w * slab.w, slab.c, slab.h, slab.w};
+      fill_slab<S>(part, x, job.xs, job.C, job.H, job.W, row0 + h, each_h, col0 + w, each_w, x_end);
+    }
   return slab;
 }
 
