@@ -1,6 +1,8 @@
 // Kernels and threads of one convolution on the CPU: one parallel region per step.
 #include "conv_run.h"
 
+#include <string.h>
+
 #include <atomic>
 #include <initializer_list>
 
@@ -179,6 +181,16 @@ void run_grouped_grad(const WeightGrad& job, double work) {
   });
 }
 
+void run_direct_grad(const WeightGrad& job, double work) {
+  const KernelTable& kernels = cpu_kernels();
+  const Blocking b = weight_grad_blocking(job, panel_of(job.dtype), job.dtype == DType::f64 ? 8 : 4,
+                                          torch::stable::get_num_threads());
+  parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
+    void* own = scratch(Slot::own, kernels.weight_grad_scratch(job, b));
+    kernels.weight_grad_run(job, b, own, begin, end);
+  });
+}
+
 // A dilated job as one of images between each other. `operands` are the strides of all it walks.
 template <class Job>
 void split_phases(Job& job, std::initializer_list<int64_t*> operands) {
@@ -270,7 +282,6 @@ void conv_run_phases(const TapConv& whole, int64_t step_h, int64_t step_w, const
 }
 
 void weight_grad_run(WeightGrad job, const PlanRow& row) {
-  const KernelTable& kernels = cpu_kernels();
   const double work =
       2.0 * job.N * job.G * job.K * job.C * job.P * job.Q * job.rows.count * job.cols.count;
   mark_ran(row, Direction::weight_grad);
@@ -281,13 +292,19 @@ void weight_grad_run(WeightGrad job, const PlanRow& row) {
     return run_winograd_grad(job, work);
   }
   if (row.algorithm == Algorithm::conv1x1) fold_pixels(job, {job.xs, job.dys});
-  const bool f64 = job.dtype == DType::f64;
-  const Blocking b = weight_grad_blocking(job, f64 ? kernels.panel_f64 : kernels.panel_f32,
-                                          f64 ? 8 : 4, torch::stable::get_num_threads());
-  parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
-    void* own = scratch(Slot::own, kernels.weight_grad_scratch(job, b));
-    kernels.weight_grad_run(job, b, own, begin, end);
-  });
+  if (!exchanges(job, panel_of(job.dtype) / 2)) return run_direct_grad(job, work);
+  const int64_t size = job.dtype == DType::f64 ? 8 : job.dtype == DType::f32 ? 4 : 2;
+  const int64_t taps = job.rows.count * job.cols.count;
+  WeightGrad other = exchanged(job);
+  other.dw = scratch(Slot::shared, job.G * job.K * job.C * taps * size);
+  run_direct_grad(other, work);
+  char* dw = (char*)job.dw;
+  for (int64_t k = 0; k < job.G * job.K; ++k)
+    for (int64_t c = 0; c < job.C; ++c)
+      for (int64_t t = 0; t < taps; ++t, dw += size) {
+        const int64_t at = (k / job.K * job.C + c) * job.K + k % job.K;
+        memcpy(dw, (const char*)other.dw + ((at + 1) * taps - 1 - t) * size, size);
+      }
 }
 
 }  // namespace fastconv
