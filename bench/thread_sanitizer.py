@@ -32,6 +32,11 @@ PROBLEMS = {  # input, weight, (stride, padding, dilation, groups); each is more
     "direct, stem": ((1, 3, 80, 70), (32, 3, 7, 7), (2, 3, 1, 1)),
     "1x1": ((4, 64, 30, 31), (96, 64, 1, 1), (1, 0, 1, 1)),
     "depthwise": ((4, 48, 50, 41), (48, 1, 3, 3), (1, 1, 1, 48)),
+    "depthwise, strided": ((4, 80, 50, 41), (80, 1, 5, 5), (2, 2, 1, 80)),
+    "narrow groups": ((2, 48, 50, 41), (48, 4, 3, 3), (1, 1, 1, 12)),
+    "winograd, dilated": ((2, 32, 40, 37), (40, 32, 3, 3), (1, 3, 3, 1)),
+    "dilated past the image": ((2, 16, 40, 37), (24, 16, 3, 3), (1, 40, 40, 1)),
+    "few outputs": ((2, 40, 40, 37), (2, 40, 5, 5), (1, 2, 1, 1)),
 }
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
