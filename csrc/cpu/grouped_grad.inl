@@ -95,13 +95,14 @@ inline void add_grads(const GradRun<T>& r, int64_t channels, int64_t lanes, T* s
     if (lanes > W) return add(Constant<1>{}, Constant<2>{}, 0, 0);
     return add(Constant<1>{}, Constant<1>{}, 0, 0);
   }
-  if constexpr (sizeof(T) == 4)
+  if constexpr (sizeof(T) == 4) {
     for (int64_t half = 0; half < lanes; half += W)
       for (int64_t c = 0; c < channels; c += 4)
         if (channels == 2)
           add(Constant<2>{}, Constant<1>{}, half, c);
         else
           add(Constant<4>{}, Constant<1>{}, half, c);
+  }
 }
 
 template <class T>
