@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conv_cases import LAYOUTS, gradients, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_conv import compare_all
+from test_conv import check_threads, compare_all
 
 import fastconv
 from fastconv import _C
@@ -119,17 +119,7 @@ def test_epilogue_and_kept_weights(layout, activation):
 
 
 def test_results_do_not_depend_on_threads():
-    x, w, b, window = make(WINOGRAD["uneven phases"], FLOAT)
-    dy = torch.randn_like(F.conv2d(x, w, b, *window))
-    before, runs = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            runs.append(gradients(fastconv.conv2d, x, w, b, window, dy))
-    finally:
-        torch.set_num_threads(before)
-    for run in runs[1:]:
-        assert all(torch.equal(a, c) for a, c in zip(run, runs[0], strict=True))
+    check_threads(WINOGRAD["uneven phases"])
 
 
 @pytest.mark.parametrize(

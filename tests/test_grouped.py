@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from conv_cases import LAYOUTS, gradients, make
 from guarded import guarded
-from test_conv import compare_all
+from test_conv import check_threads, compare_all
 
 import fastconv
 from fastconv import _C
@@ -132,17 +132,7 @@ def test_nothing_is_read_past_an_operand(case, layout):
 @pytest.mark.parametrize("layout", ("nchw", "channels_last"))
 @pytest.mark.parametrize("case", ["several parts", "bands of rows", "phases of both axes"])
 def test_results_do_not_depend_on_threads(case, layout):
-    x, w, b, window = make(CASES[case], torch.float32, layout)
-    dy = torch.randn_like(F.conv2d(x, w, b, *window))
-    before, runs = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            runs.append(gradients(fastconv.conv2d, x, w, b, window, dy))
-    finally:
-        torch.set_num_threads(before)
-    for run in runs[1:]:
-        assert all(torch.equal(a, c) for a, c in zip(run, runs[0], strict=True))
+    check_threads(CASES[case], layout)
 
 
 def test_what_the_planner_gives_them():

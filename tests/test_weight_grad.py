@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from conv_cases import DTYPES, LAYOUTS, gradients, make
-from test_conv import compare_all
-
-import fastconv
+from conv_cases import DTYPES, LAYOUTS
+from test_conv import check_threads, compare_all
 
 CASES = {
     "one": (2, 34, 9, 11, 1, 3, 5, (1, 1), (1, 2), (1, 1), 1),
@@ -27,14 +24,4 @@ def test_few_outputs(case, dtype, layout):
 
 
 def test_results_do_not_depend_on_threads():
-    x, w, b, window = make(CASES["three of 7x7"], torch.float32)
-    dy = torch.randn_like(fastconv.conv2d(x, w, b, *window))
-    before, runs = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            runs.append(gradients(fastconv.conv2d, x, w, b, window, dy))
-    finally:
-        torch.set_num_threads(before)
-    for run in runs[1:]:
-        assert all(torch.equal(a, c) for a, c in zip(run, runs[0], strict=True))
+    check_threads(CASES["three of 7x7"])

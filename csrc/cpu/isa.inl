@@ -24,6 +24,7 @@
 #include "weight_grad.inl"
 #include "weight_grad_1x1.inl"
 #include "winograd_grad.inl"
+#include "grouped_tile.inl"
 #include "grouped.inl"
 #include "grouped_grad.inl"
 #include "depthwise.inl"
