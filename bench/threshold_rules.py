@@ -40,6 +40,7 @@ class Problem(NamedTuple):
     taps: int = 3
     stride: int = 1
     groups: int = 1
+    bf16: bool = False
 
     def __str__(self) -> str:
         size = f"{self.h}" if self.h == self.w else f"{self.h}x{self.w}"
@@ -48,7 +49,8 @@ class Problem(NamedTuple):
             return f"{text} depthwise {self.c} @{size}"
         text += f" {self.c}->{self.k} @{size}"
         text += f" groups {self.groups}" if self.groups > 1 else ""
-        return text + (f" batch {self.n}" if self.n > 1 else "")
+        text += f" batch {self.n}" if self.n > 1 else ""
+        return text + " bfloat16" * self.bf16
 
     def convolution(self, direction: str, layout: str) -> Convolution:
         return Convolution(
@@ -56,7 +58,7 @@ class Problem(NamedTuple):
             (self.n, self.c, self.h, self.w),
             (self.k, self.c // self.groups, self.taps, self.taps),
             (self.stride,) * 2 + (self.taps // 2,) * 4 + (1, 1, self.groups),
-            torch.float32,
+            torch.bfloat16 if self.bf16 else torch.float32,
             layout == "channels_last",
         )
 
@@ -101,6 +103,10 @@ class Rule:
     error_limit: float | None = None  # a rule of exactness: times torch's own error
     most_lanes: bool = False  # the threshold is at most the float32 lanes of a vector
     fits: Callable[[Problem], bool] = lambda p: True  # those of the instruction set that runs
+
+    def rare(self) -> bool:
+        """Whether it is of dot products of bfloat16, which few processors have."""
+        return self.problems[0].bf16
 
     def source(self) -> int:
         """The threshold in the source; 0, always, where the order of rows is the rule."""
@@ -166,6 +172,16 @@ GRAD_5X5 = (
 WINOGRAD_TILES = squares((7, (7, 8), 8, 9, 10, 12, 14), ((64, 64), (256, 256)))
 MIXED_TILES = squares((4, (4, 5), 5, (5, 6), 6, (6, 7), 7), ((64, 64), (256, 256)))
 STRIDED_TILES = squares((14, 20, 28, 32, 36, 40, 56), ((64, 64), (128, 128)), stride=2)
+# Of bfloat16, where Winograd works in float32.
+DOTS = squares((4, 5, 6, 7, (7, 8), 8, 9, 10, 12), ((64, 64), (256, 256)), bf16=True)
+STRIDED_DOTS = squares(
+    (12, 16, 20, 24, 28, 32, 36, 40, 48, 56), ((64, 64), (128, 128)), stride=2, bf16=True
+)
+DOTS_5X5 = tuple(
+    Problem(n, times * n, size, size, taps=5, bf16=True)
+    for times, size in ((1, 14), (2, 28))
+    for n in (12, 16, 20, 24, 32, 48)
+)
 
 RULES = (
     Rule(
@@ -265,5 +281,18 @@ RULES = (
             for c, size in ((512, 7), (256, 10), (128, 14), (128, 20), (64, 28), (64, 56))
         ),
         ("forward", *GRADS), fits=lambda p: channels(p) == _C.cpu_lanes(),
+    ),
+    Rule(
+        "dot products, outputs", "kDotPixels", PLAN, "outputs", outputs, ("direct", "winograd"),
+        DOTS, ("forward", "repacked", "input_grad"), fits=lambda p: _C.bf16_dots(),
+    ),
+    Rule(
+        "dot products, strided input gradient", "kDotStridedPixels", PLAN, "outputs", outputs,
+        ("winograd", "direct"), STRIDED_DOTS, ("input_grad",), fits=lambda p: _C.bf16_dots(),
+    ),
+    Rule(
+        "dot products, 5x5 channels", "kDot5x5Channels", PLAN, "least channels", channels,
+        ("direct", "winograd"), DOTS_5X5, ("forward", "repacked", "input_grad"),
+        fits=lambda p: _C.bf16_dots(),
     ),
 )  # fmt: skip

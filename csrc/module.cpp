@@ -42,7 +42,8 @@ std::vector<std::pair<std::string, std::string>> explain_rows(const Sizes& input
                                                               int backend, int dtype, bool tf32) {
   std::vector<std::pair<std::string, std::string>> rows;
   const ConvProblem p = problem(input, weight, window, static_cast<DType>(dtype));
-  const Capabilities caps = {static_cast<Backend>(backend), tf32, true, cpu_lanes()};
+  Capabilities caps = cpu_capabilities();
+  caps.backend = static_cast<Backend>(backend), caps.tf32 = tf32;
   const PlanRow* best = choice(p, caps, static_cast<Direction>(direction));
   for (const Candidate& c : explain(p, caps, static_cast<Direction>(direction))) {
     const char* refusal = c.refusal;
@@ -61,8 +62,7 @@ void choose_algorithm(const Sizes& input, const Sizes& weight, const Sizes& wind
     if (each.backend == Backend::cpu && each.name == name) row = &each;
   check(row || name.empty(), "fastconv: no algorithm is called ", name);
   choose(problem(input, weight, window, static_cast<DType>(dtype)),
-         {Backend::cpu, false, measured_rules, cpu_lanes()}, static_cast<Direction>(direction),
-         row);
+         cpu_capabilities(measured_rules), static_cast<Direction>(direction), row);
 }
 
 // What the CUDA planner computes for a direction on a GPU (arch, multiprocessors, bytes of shared
@@ -143,6 +143,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_lanes", &cpu_lanes);
   m.def("cpu_isas", &cpu_isas);
   m.def("set_cpu_isa", &set_cpu_isa);
+  m.def("bf16_dots", &cpu_bf16_dots);
+  m.def("set_bf16_dots", &set_bf16_dots);
   m.def("set_poison", [](bool on) { poisoned = poison_scratch = on; });
   m.def("conv_output_size", &output_size);
   m.def("explain", &explain_rows);

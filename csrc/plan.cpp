@@ -39,6 +39,9 @@ constexpr int64_t kLeastPixels = 16;           // rule "winograd pixels": of a b
 constexpr int64_t kWeightGrad5x5Pixels = 512;  // rule "5x5 weight gradient error": of a batch
 constexpr int64_t kStridedGradPercent = 88;    // rule "strided input gradient products"
 constexpr int64_t kVectorGroups = 2048;        // rule "groups of a vector"
+constexpr int64_t kDotPixels = 81;             // rule "dot products, outputs": of a batch
+constexpr int64_t kDotStridedPixels = 400;     // rule "dot products, strided input gradient"
+constexpr int64_t kDot5x5Channels = 24;        // rule "dot products, 5x5 channels"
 // Terms of a sum in one register: longer ones err up to 1.14 times what is allowed, 7x7 of 16.
 constexpr int64_t kGroupedTerms = 256;
 
@@ -78,8 +81,21 @@ int64_t fewest_channels(bool strided, const Capabilities& caps, Direction direct
   return min64(kWinogradChannels, caps.lanes);
 }
 
+// A direct kernel that takes two products of bfloat16 at once is as fast as Winograd's of stride 2,
+// and need not transform weights.
+const char* prefer_dots(const ConvProblem& p, Direction direction) {
+  const int64_t pixels = p.N * p.P * p.Q;
+  const char* reason = "two products of bfloat16 at once are faster";
+  if (p.stride_h > 1)
+    return direction == Direction::forward || pixels >= kDotStridedPixels ? reason : nullptr;
+  if (pixels < kDotPixels) return reason;
+  return p.R == 5 && min64(p.C, p.K) / p.G < kDot5x5Channels ? reason : nullptr;
+}
+
 const char* avoid_winograd(const ConvProblem& p, bool dilated, const Capabilities& caps,
                            Direction direction) {
+  if (caps.bf16_dots && p.dtype == DType::bf16 && direction != Direction::weight_grad)
+    if (const char* reason = prefer_dots(p, direction)) return reason;
   const bool strided = p.stride_h > 1;
   const int64_t fewest = fewest_channels(strided, caps, direction);
   if (p.C / p.G < fewest || p.K / p.G < fewest)

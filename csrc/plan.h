@@ -15,6 +15,7 @@ struct Capabilities {
   // measure that (bench/thresholds.py).
   bool measured_rules = true;
   int64_t lanes = 16;  // of the CPU: float32 in a vector
+  bool bf16_dots = false;  // of the CPU: it has dot products of bfloat16
 };
 
 enum class Algorithm : int32_t {

@@ -144,7 +144,7 @@ def cpu_info() -> dict[str, str]:
     """The processor, and what fastconv uses of it."""
     return {
         "processor": processor_name(),
-        "instruction set in use": _C.cpu_isa(),
+        "instruction set in use": _C.cpu_isa() + " and bfloat16 dots" * _C.bf16_dots(),
         "threads": str(torch.get_num_threads()),
     }
 

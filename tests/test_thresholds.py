@@ -42,7 +42,7 @@ def planned(problem, direction):
     algorithm = convolution.candidates()[0]
     if algorithm != "winograd" or direction != "forward":
         return algorithm, None
-    x, w = torch.zeros(convolution.input), torch.zeros(convolution.weight)
+    x, w = (torch.zeros(n, dtype=convolution.dtype) for n in convolution[1:3])
     packed = torch.ops.fastconv.conv2d_pack(x, w, *convolution.window)
     size = tuple(packed[3:5].int().tolist())
     return algorithm, next(name for name, tile in threshold_rules.TILES.items() if tile == size)
@@ -62,6 +62,8 @@ def test_a_rule_chooses_what_the_planner_does(rule):
 @rules
 def test_the_grid_lies_on_both_sides_and_every_side_runs(rule):
     rows = thresholds.rows_of(rule)
+    if not rows and rule.rare() and not _C.bf16_dots():
+        return  # nothing here that the planner could choose
     sides = {thresholds.chosen(rule, row, rule.source()) for _, row in rows}
     assert sides == (set(rule.contestants) if rule.constant else {rule.contestants[1]})
     for problem, row in rows:
@@ -98,6 +100,8 @@ def test_results_hold_rows_of_every_rule(file):
     assert document["benchmark"] == "thresholds" and document["fma_gflops"] > 0
     for rule in RULES:
         found = [row for row in document["rows"] if row["rule"] == rule.name]
+        if not found and rule.rare() and document["isa"] != "avx512":
+            continue
         kind = "seconds" if rule.error_limit is None else "errors"
         assert [tuple(row[kind]) for row in found] == [rule.contestants] * len(found)
         assert {row["constant"] for row in found} == {rule.constant}

@@ -136,14 +136,23 @@ static inline bool few_pixels(const TapConv& job) {
   return job.N * job.P * job.Q <= (job.C <= 512 ? kFewPixels / 2 : kFewPixels);
 }
 
+// Whether weights hold couples of channels where they lie.
+static inline bool couples_lie(const TapConv& job) {
+  const int64_t size[5] = {job.G, job.K, 1, job.R, job.S};
+  bool even = job.C % 2 == 0 && job.ws[2] == 1 && (uintptr_t)job.w % 4 == 0;
+  for (int i = 0; i < 5; ++i) even &= size[i] == 1 || job.ws[i] % 2 == 0;
+  return even;
+}
+
 static inline Blocking few_blocking(const TapConv& job, int64_t panel, int64_t element,
-                                    int64_t threads) {
+                                    int64_t threads, bool dots) {
   Blocking b = {};
   b.few = true;
+  b.couples = dots && job.dtype == DType::bf16 && couples_lie(job);
   b.rows = job.P, b.cols = job.Q;
   b.row_blocks = b.col_blocks = 1;
   b.chunk = job.ws[2] == 1 ? kDotDepth : kRowDepth;
-  b.chunk_blocks = ceil_div(job.C, b.chunk);
+  b.chunk_blocks = ceil_div(b.couples ? job.C / 2 : job.C, b.chunk);
   const int64_t panels = ceil_div(job.K, panel);
   b.panels = task_panels(panels, job.N * job.G, threads, 1);
   if (job.ws[2] != 1)
@@ -197,14 +206,27 @@ static inline bool asks_outputs(const TapConv& job, int64_t chunk, int64_t eleme
          job.ys[3] == job.K && job.C * job.K * element <= kOutputWeights;
 }
 
-// `packed`: its weights have been packed before.
-static inline Blocking conv_blocking(const TapConv& job, int64_t panel, int64_t element,
-                                     int64_t threads, bool packed) {
-  if (!packed && few_pixels(job)) return few_blocking(job, panel, element, threads);
-  if (along_rows(job, panel / 2, element)) return row_blocking(job, panel / 2, element, threads);
+// Whether a bfloat16 job multiplies two channels at once, given an instruction for it: not the
+// few of a stem, nor large kernels, whose weights would not be packed on the stack.
+constexpr int64_t kCoupleTaps = 128;
+
+static inline bool in_couples(const TapConv& job, bool dots) {
+  return dots && job.dtype == DType::bf16 && job.C > 2 &&
+         job.rows.count * job.cols.count <= kCoupleTaps;
+}
+
+// `packed`: its weights have been packed before. `dots`: there are dot products of bfloat16.
+static inline Blocking conv_blocking(TapConv job, int64_t panel, int64_t element, int64_t threads,
+                                     bool packed, bool dots) {
+  if (!packed && few_pixels(job)) return few_blocking(job, panel, element, threads, dots);
+  const bool couples = in_couples(job, dots) && 4 * job.K > panel;
+  if (!couples && along_rows(job, panel / 2, element))
+    return row_blocking(job, panel / 2, element, threads);
   Blocking b = {};
   const int64_t taps = max64(job.rows.count * job.cols.count, 1);
   b.planar = planar_slab(job.C, job.xs);
+  b.couples = couples;
+  if (b.couples) job.C = ceil_div(job.C, 2);
   // Longer chunks store sums less often: twice as long for one panel of few outputs (192 -> 32 @28
   // on Emerald Rapids 74 -> 67 us), and where a pair of panels is read from L2 anyway (1024 -> 256
   // @14 on Zen 4 955 -> 914 us).

@@ -10,7 +10,6 @@
 namespace fastconv {
 namespace {
 
-Capabilities capabilities() { return {Backend::cpu, false, true, cpu_lanes()}; }
 
 void set_strides(int64_t to[4], const View& v) {
   for (int i = 0; i < 4; ++i) to[i] = v.stride[i];
@@ -78,7 +77,7 @@ ConvCall conv2d_call(const ConvOperands& o, const ConvSettings& settings) {
     call.job.residual = r.data;
     set_strides(call.job.rs, r);
   }
-  call.row = &chosen(call.problem, capabilities(), Direction::forward);
+  call.row = &chosen(call.problem, cpu_capabilities(), Direction::forward);
   return call;
 }
 
@@ -174,7 +173,7 @@ Tensor conv2d_input_grad_cpu(const Tensor& grad, const Tensor& weight, int64_t H
   const int64_t x_size[4] = {p.N, p.C, p.H, p.W};
   const Tensor output = empty4(grad, x_size, channels_last(dy), p.dtype);
   const View dx = view_of(output, op, "output");
-  const PlanRow& row = chosen(p, capabilities(), Direction::input_grad);
+  const PlanRow& row = chosen(p, cpu_capabilities(), Direction::input_grad);
   TapConv job = {};
   job.N = p.N, job.G = p.G, job.C = p.K / p.G, job.K = p.C / p.G;
   job.H = p.P, job.W = p.Q;
@@ -238,7 +237,7 @@ Tensor conv2d_weight_grad_cpu(const Tensor& input, const Tensor& grad, int64_t R
   job.x = x.data, job.dy = dy.data, job.dw = dw.data;
   set_strides(job.xs, x);
   set_strides(job.dys, dy);
-  weight_grad_run(job, chosen(p, capabilities(), Direction::weight_grad));
+  weight_grad_run(job, chosen(p, cpu_capabilities(), Direction::weight_grad));
   return output;
 }
 

@@ -6,23 +6,31 @@
 // 1x1 convolution is this with one tap, after conv.cpp has folded the image into one row.
 namespace fastconv::FASTCONV_NS {
 
-template <class T>
+//
+// M: the arithmetic, Couple or that of S; of couples a chunk and its runs count two channels as one.
+template <class M>
+inline int64_t depth(const TapConv& job) {
+  return ceil_div(job.C, kNumbers<M>);
+}
+
+template <class M>
 inline int64_t conv_packed_size(const TapConv& job) {
-  return job.G * ceil_div(job.K, kPanel<T>) * kPanel<T> * job.C * job.rows.count * job.cols.count;
+  constexpr int L = kPanel<Data<M>>;
+  return job.G * ceil_div(job.K, L) * L * depth<M>(job) * job.rows.count * job.cols.count;
 }
 
 // Packs (group, panel) pairs [begin, end): chunks of C in turn.
-template <class S>
+template <class S, class M = Compute<S>>
 inline void conv_pack(const TapConv& job, const Blocking& b, void* packed, int64_t begin,
                       int64_t end) {
   typedef Compute<S> T;
-  const int64_t panels = ceil_div(job.K, kPanel<T>);
-  const int64_t size = conv_packed_size<T>(job) / (job.G * panels);
+  const int64_t panels = ceil_div(job.K, kPanel<T>), C = depth<M>(job);
+  const int64_t size = conv_packed_size<M>(job) / (job.G * panels);
   const int64_t taps = job.rows.count * job.cols.count;
   for (int64_t i = begin; i < end; ++i)
-    for (int64_t c0 = 0; c0 < job.C; c0 += b.chunk)
-      pack_weights<S>(job, {i / panels, i % panels, c0, min64(b.chunk, job.C - c0)},
-                      (T*)packed + i * size + c0 * taps * kPanel<T>);
+    for (int64_t c0 = 0; c0 < C; c0 += b.chunk)
+      pack_operands<S, M>(job, {i / panels, i % panels, c0, min64(b.chunk, C - c0)},
+                          (T*)packed + i * size + c0 * taps * kPanel<T>);
 }
 
 struct ConvScratch {
@@ -31,13 +39,14 @@ struct ConvScratch {
 
 inline int64_t align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-template <class T>
+template <class M>
 inline ConvScratch conv_scratch(const TapConv& job, const Blocking& b) {
+  typedef Data<M> T;
   ConvScratch s;
   const int64_t rows = max64(inside_rows(b.rows, job.stride_h, job.rows, job.H), 1);
   const int64_t cols = max64(inside_rows(b.cols, job.stride_w, job.cols, job.W), 1);
   s.slab = 0;
-  s.acc = align64(slab_elements(job.C, rows, cols, sizeof(T)) * sizeof(T));
+  s.acc = align64(slab_elements(depth<M>(job), rows, cols, sizeof(T)) * sizeof(T));
   const int64_t panels = kPairs ? 2 : 1;  // of a tile
   s.runs = s.acc + align64(panels * b.rows * b.cols * kPanel<T> * sizeof(T));
   const int64_t taps = job.rows.count * job.cols.count;
@@ -110,7 +119,7 @@ inline Lines next_inputs(const T* at, int64_t elements, int64_t count) {
 }
 
 // Accumulates one chunk into all pixels of a block.
-template <class T>
+template <class M, class T>
 inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t rows, int64_t cols,
                              const Run* runs, int64_t run_count, TilePanels<T> to, bool accumulate,
                              Ahead ahead = {}) {
@@ -131,11 +140,11 @@ inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t ro
     to.ahead = ahead.take(count);
     if (!to.ahead.step && slab.c == 1)  // the pixels of the next tile
       to.ahead = next_inputs(slab.data + i * row_step + j * col_step, kTile * col_step, count);
-    fma_tile<T>(J, x, runs, run_count, to, m * kPanel<T>, accumulate);
+    fma_tile<M>(J, x, runs, run_count, to, m * kPanel<T>, accumulate);
     ran |= 1u << (J - 1);
     m = end;
   }
-  mark_tiles<T>(ran, Tiles::forward, to.vectors);
+  mark_tiles<T>(ran, kTilesOf<M>, to.vectors);
 }
 
 // Whether a tile's outputs may go from registers to y: sums of one chunk, rows of whole vectors.
@@ -146,7 +155,7 @@ inline bool stores_tiles(const TapConv& job, const Blocking& b, int64_t lanes, i
          job.activation != Activation::sigmoid;
 }
 
-template <class S, int V>
+template <class S, class M, int V>
 inline void store_tiles(const TapConv& job, const Slab<Compute<S>>& slab, int64_t rows,
                         int64_t cols, const Run* runs, int64_t run_count,
                         const TilePanels<Compute<S>>& panels, const PanelStore<S>* to, int64_t p0,
@@ -174,20 +183,20 @@ inline void store_tiles(const TapConv& job, const Slab<Compute<S>>& slab, int64_
       else if (!tile.ahead.step && slab.c == 1)
         tile.ahead = next_inputs(x[0] + kTile * step, kTile * step, count);
       if (n < kTile) {
-        fma_tile<T, V>(n, x, runs, run_count, rest, 0, false);
+        fma_tile<M, V>(n, x, runs, run_count, rest, 0, false);
         for (int k = 0; k < panels_of(V); ++k)
           store_panel<S>(to[k], acc + k * kTile * L, p0 + i, q0 + j, 1, n);
       } else if (to->activation == Activation::relu) {
-        tile_to_channels<V, Activation::relu, S>(x, runs, run_count, tile, bias, y, to->y_q);
+        tile_to_channels<M, V, Activation::relu, S>(x, runs, run_count, tile, bias, y, to->y_q);
       } else {
-        tile_to_channels<V, Activation::none, S>(x, runs, run_count, tile, bias, y, to->y_q);
+        tile_to_channels<M, V, Activation::none, S>(x, runs, run_count, tile, bias, y, to->y_q);
       }
     }
-  mark_tiles<T>(ran, Tiles::forward, V);
+  mark_tiles<T>(ran, kTilesOf<M>, V);
 }
 
 // What a block reads of x: where it lies if it can be, else a copy in `scratch`.
-template <class S>
+template <class S, class M = Compute<S>>
 inline Slab<Compute<S>> block_slab(const TapConv& job, const Blocking& b, const ConvBlock& at,
                                    const BlockTaps& taps, Compute<S>* scratch, const S* x_end) {
   typedef Compute<S> T;
@@ -198,27 +207,30 @@ inline Slab<Compute<S>> block_slab(const TapConv& job, const Blocking& b, const 
   const int64_t col0 = at.q0 * job.stride_w + across.offset;
   const S* x = (const S*)job.x + at.n * job.xs[0] + at.g * job.C * job.xs[1];
   const bool inside = row0 >= 0 && row0 + rows <= job.H && col0 >= 0 && col0 + cols <= job.W;
-  if (sizeof(S) == sizeof(T) && inside && job.xs[1] == 1)
-    return {(T*)x + row0 * job.xs[2] + col0 * job.xs[3], 1, job.xs[2], job.xs[3]};
-  const Slab<T> slab = make_slab(scratch, job.C, rows, cols, b.planar);
+  constexpr int kEach = kNumbers<M>;
+  if (inside && lies_as<S, M>(x, job.C, job.xs))
+    return {(T*)(x + row0 * job.xs[2] + col0 * job.xs[3]), 1, job.xs[2] / kEach,
+            job.xs[3] / kEach};
+  const Slab<T> slab = make_slab(scratch, depth<M>(job), rows, cols, b.planar);
   // Of taps so far apart that no pixel is another's, only what they read.
   const int64_t each_h = slab_rows(at.rows, job.stride_h, {1}),
                 each_w = slab_rows(at.cols, job.stride_w, {1});
   if (down.offset_step < each_h || across.offset_step < each_w) {
-    fill_slab<S>(slab, x, job.xs, job.C, job.H, job.W, row0, rows, col0, cols, x_end);
+    fill_operands<S, M>(slab, x, job.xs, job.C, job.H, job.W, row0, rows, col0, cols, x_end);
     return slab;
   }
   for (int64_t i = 0; i < down.count; ++i)
     for (int64_t j = 0; j < across.count; ++j) {
       const int64_t h = i * down.offset_step, w = j * across.offset_step;
       const Slab<T> part = {slab.data + h * slab.h + w * slab.w, slab.c, slab.h, slab.w};
-      fill_slab<S>(part, x, job.xs, job.C, job.H, job.W, row0 + h, each_h, col0 + w, each_w, x_end);
+      fill_operands<S, M>(part, x, job.xs, job.C, job.H, job.W, row0 + h, each_h, col0 + w, each_w,
+                          x_end);
     }
   return slab;
 }
 
 // What the tiles of a block ask for of the next one's outputs.
-template <class S>
+template <class S, class M>
 inline Ahead next_outputs(const TapConv& job, const Blocking& b, const ConvBlock& at) {
   Ahead ahead = {};
   if (!b.asks_outputs) return ahead;
@@ -226,23 +238,24 @@ inline Ahead next_outputs(const TapConv& job, const Blocking& b, const ConvBlock
   const S* y = (const S*)job.y + at.n * job.ys[0] + at.p0 * job.ys[2] + at.q0 * job.ys[3];
   ahead.add(y + size, size * (int64_t)sizeof(S));
   const int64_t tiles = at.rows * ceil_div(at.cols, kTile);
-  ahead.spread(tiles * ceil_div(job.K, (kPairs ? 2 : 1) * kPanel<Compute<S>>) * job.C,
+  ahead.spread(tiles * ceil_div(job.K, (kPairs ? 2 : 1) * kPanel<Compute<S>>) * depth<M>(job),
                tile_vectors<Compute<S>>(job.K));
   return ahead;
 }
 
 // A task: (image, group, row block, column block, range of panels), panels fastest, so that
 // consecutive tasks of a thread share a slab.
-template <class S>
+template <class S, class M = Compute<S>>
 inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, void* scratch,
                      int64_t begin, int64_t end) {
   typedef Compute<S> T;
   constexpr int L = kPanel<T>;
-  const ConvScratch at = conv_scratch<T>(job, b);
+  const ConvScratch at = conv_scratch<M>(job, b);
   T* acc = (T*)((char*)scratch + at.acc);
   Run* runs = (Run*)((char*)scratch + at.runs);
   T* weights = (T*)((char*)scratch + at.weights);  // of a chunk, where they were not packed before
   const int64_t panels = ceil_div(job.K, L), taps = job.rows.count * job.cols.count;
+  const int64_t C = depth<M>(job);
   const S* x_end = input_end<S>(job);
   Slab<T> slab = {};
   BlockTaps inside = {};
@@ -254,11 +267,11 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
     if (block != filled) {
       inside = BlockTaps::make(job, at_block);
       if (inside.rows.count && inside.cols.count)
-        slab = block_slab<S>(job, b, at_block, inside, (T*)scratch, x_end);
+        slab = block_slab<S, M>(job, b, at_block, inside, (T*)scratch, x_end);
       filled = block;
     }
-    const int64_t last = min64(first + b.panels, panels), panel_size = taps * job.C * L;
-    Ahead outputs = next_outputs<S>(job, b, at_block);
+    const int64_t last = min64(first + b.panels, panels), panel_size = taps * C * L;
+    Ahead outputs = next_outputs<S, M>(job, b, at_block);
     for (int64_t panel = first, next; panel < last; panel = next) {
       const int64_t lanes = min64(job.K, last * L) - panel * L;
       const int vectors = tile_vectors<T>(lanes);
@@ -268,33 +281,33 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
       const bool in_tiles = stores_tiles<S>(job, b, min64(lanes, (next - panel) * L), cols);
       TilePanels<T> tile = {vectors, (const T*)packed + (g * panels + panel) * panel_size,
                             panel_size, acc, rows * cols * L};
-      for (int64_t c0 = 0; c0 < job.C; c0 += b.chunk) {
-        const int64_t cn = min64(b.chunk, job.C - c0), size = taps * cn * L;
+      for (int64_t c0 = 0; c0 < C; c0 += b.chunk) {
+        const int64_t cn = min64(b.chunk, C - c0), size = taps * cn * L;
         const int64_t run_count = make_runs(job, inside, slab, c0, cn, runs);
         if (!packed) {
           tile.w = weights, tile.next_w = size;
           for (int64_t i = panel; i < next; ++i)
-            pack_weights<S>(job, {g, i, c0, cn}, weights + (i - panel) * size);
+            pack_operands<S, M>(job, {g, i, c0, cn}, weights + (i - panel) * size);
         }
         Ahead ahead = {};
-        if (packed && c0 + cn < job.C) {
-          const int64_t bytes = min64(b.chunk, job.C - c0 - cn) * taps * L * (int64_t)sizeof(T);
+        if (packed && c0 + cn < C) {
+          const int64_t bytes = min64(b.chunk, C - c0 - cn) * taps * L * (int64_t)sizeof(T);
           for (int64_t i = 0; i < next - panel; ++i)
             ahead.add(tile.w + i * panel_size + size, bytes);
         } else if (packed && next < last) {
-          const int64_t bytes = min64(b.chunk, job.C) * taps * L * (int64_t)sizeof(T);
+          const int64_t bytes = min64(b.chunk, C) * taps * L * (int64_t)sizeof(T);
           for (int64_t i = next; i < min64(next + 2, last); ++i)
             ahead.add((const T*)packed + (g * panels + i) * panel_size, bytes);
         }
         if (!in_tiles)
-          accumulate_block(job, slab, rows, cols, runs, run_count, tile, c0 > 0, ahead);
+          accumulate_block<M>(job, slab, rows, cols, runs, run_count, tile, c0 > 0, ahead);
         else if (vectors == 2)
-          store_tiles<S, 2>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0, outputs);
+          store_tiles<S, M, 2>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0, outputs);
         else if (kPairs && vectors == 3)
-          store_tiles<S, kPairs ? 3 : 2>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0,
+          store_tiles<S, M, kPairs ? 3 : 2>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0,
                                          outputs);
         else if constexpr (kPairs)
-          store_tiles<S, 4>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0, outputs);
+          store_tiles<S, M, 4>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0, outputs);
         tile.w += size;
       }
       if (!in_tiles)

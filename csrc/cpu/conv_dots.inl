@@ -17,11 +17,11 @@ constexpr int kDotTiles = (int)ceil_div(kFewPixels, kTile);
 // two 7.3, one 8.6.
 constexpr int64_t kDotAhead = 1024;
 
-static uint32_t dot_tiles_ran;  // which tiles ran: bit J - 1, 16 higher in double
+static uint32_t dot_tiles_ran;  // which tiles ran: bit J - 1, 8 higher of couples, 16 in double
 
 // `count` input channels of J pixels and kDotRows output channels. Sums are from zero and then
 // added. `ahead`: bytes to weights that are read later.
-template <class S, int J>
+template <class S, class M, int J>
 __attribute__((noinline)) void dot_tile(const Compute<S>* const* x, const S* const* w,
                                         int64_t count, int64_t ahead, Vec<Compute<S>>* total,
                                         bool accumulate) {
@@ -46,7 +46,7 @@ __attribute__((noinline)) void dot_tile(const Compute<S>* const* x, const S* con
     for (int j = 0; j < J; ++j) {
       const Vec<T> xv = load(pixel[j]);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) fma<T>(sums[j][r], wv[r], xv);
+      for (int r = 0; r < R; ++r) multiply<M>(sums[j][r], wv[r], xv);
     }
   };
   int64_t c = 0;
@@ -66,8 +66,9 @@ __attribute__((noinline)) void dot_tile(const Compute<S>* const* x, const S* con
     }
 }
 
-// acc[pixel][kPanel] of `lanes` output channels, whose weights begin at w.
-template <class S, int J>
+// acc[pixel][kPanel] of `lanes` output channels, whose weights begin at w. S: of the weights, of
+// couples float; the job counts operands of M.
+template <class S, class M, int J>
 inline void dot_panel(const TapConv& job, const Blocking& b, const S* w, int64_t lanes,
                       const Compute<S>* const* x, int64_t pixels, Compute<S>* acc) {
   typedef Compute<S> T;
@@ -85,7 +86,7 @@ inline void dot_panel(const TapConv& job, const Blocking& b, const S* w, int64_t
       for (int64_t t = 0; t < tiles; ++t) {
         const T* from[J];
         for (int j = 0; j < J; ++j) from[j] = x[min64(t * J + j, pixels - 1)] + c0;
-        dot_tile<S, J>(from, rows, cn, t ? 0 : kDotAhead, total[t], c0 > 0);
+        dot_tile<S, M, J>(from, rows, cn, t ? 0 : kDotAhead, total[t], c0 > 0);
       }
     }
     for (int64_t t = 0; t < tiles; ++t) {
@@ -95,7 +96,8 @@ inline void dot_panel(const TapConv& job, const Blocking& b, const S* w, int64_t
         __builtin_memcpy(acc + (t * J + j) * L + k, sums + j * R, R * sizeof(T));
     }
   }
-  __atomic_fetch_or(&dot_tiles_ran, 1u << (sizeof(T) == 8 ? 16 : 0) << (J - 1), __ATOMIC_RELAXED);
+  const int kind = sizeof(T) == 8 ? 16 : kNumbers<M> == 2 ? 8 : 0;
+  __atomic_fetch_or(&dot_tiles_ran, 1u << kind << (J - 1), __ATOMIC_RELAXED);
 }
 
 }  // namespace fastconv::FASTCONV_NS

@@ -47,7 +47,7 @@ Blocking direct_blocking(const TapConv& job, bool packed) {
   const KernelTable& kernels = cpu_kernels();
   const bool f64 = job.dtype == DType::f64;
   return conv_blocking(job, f64 ? kernels.panel_f64 : kernels.panel_f32, f64 ? 8 : 4,
-                       torch::stable::get_num_threads(), packed);
+                       torch::stable::get_num_threads(), packed, cpu_bf16_dots());
 }
 
 std::atomic<TileSize> winograd_tile{};  // set_winograd_tile's
@@ -215,6 +215,10 @@ TapConv prepared(TapConv job, const PlanRow& row) {
 
 }  // namespace
 
+Capabilities cpu_capabilities(bool measured_rules) {
+  return {Backend::cpu, false, measured_rules, cpu_lanes(), cpu_bf16_dots()};
+}
+
 void set_winograd_tile(int rows, int cols) {
   const TileSize tile = {rows, cols};
   bool found = rows == 0 && cols == 0;
@@ -239,7 +243,7 @@ Packing conv_packing(const TapConv& given, const PlanRow& row) {
     default: {
       const Blocking b = direct_blocking(job, true);
       const int64_t chunk = b.along_rows ? 0 : b.chunk;
-      return {{algorithm, lanes, chunk, 0, 0, 0, job.G, job.K, job.C, job.R, job.S},
+      return {{algorithm, lanes, chunk, b.couples, 0, 0, job.G, job.K, job.C, job.R, job.S},
               cpu_kernels().conv_packed_size(job, b)};
     }
   }

@@ -6,6 +6,9 @@
 
 namespace fastconv {
 
+// Of the CPU that runs this. `measured_rules`: see plan.h.
+Capabilities cpu_capabilities(bool measured_rules = true);
+
 // Weights as a kernel reads them: packed, or transformed. Where two problems agree in `key`, their
 // packed weights are the same.
 constexpr int kPackingPlan = 6, kPackingKey = 11;

@@ -51,6 +51,15 @@ const KernelTable* find_isa(const std::string& name) {
 }
 
 std::atomic<const KernelTable*> current{nullptr};
+std::atomic<bool> bf16_dots_wanted{true};
+
+// Tables of a processor without the instruction have it as two FMAs.
+bool has_bf16_dots(const KernelTable& table) {
+#ifdef FASTCONV_X86
+  if (&table == &kernels_avx512) return __builtin_cpu_supports("avx512bf16");
+#endif
+  return table.couples;
+}
 
 }  // namespace
 
@@ -87,12 +96,13 @@ void grouped_tiles(const KernelTable& table, std::vector<std::pair<std::string, 
 
 std::vector<std::pair<std::string, bool>> cpu_tiles() {
   std::vector<std::pair<std::string, bool>> tiles;
-  constexpr const char* kKinds[kTileKinds] = {"tile", "weight_grad tile", "weight_grad row tile"};
+  constexpr const char* kKinds[kTileKinds] = {"tile", "weight_grad tile", "weight_grad row tile",
+                                              "couples tile"};
   for (const Isa& isa : isas())
-    for (int kind = 0; kind < kTileKinds; ++kind)
+    for (int kind = 0; kind < (has_bf16_dots(*isa.table) ? kTileKinds : kTileKinds - 1); ++kind)
       for (int width = 0; width < (isa.table->pairs ? kTileVectors : 2); ++width)
         for (int bit = 0; bit < 32; ++bit)
-          if (bit % 16 < kTileOperands)
+          if (bit % 16 < kTileOperands && (bit < 16 || kind < kTileKinds - 1))
             tiles.emplace_back(std::string(isa.table->isa) +
                                    (bit < 16 ? " float32 " : " float64 ") + kKinds[kind] + " " +
                                    std::to_string(bit % 16 + 1) + " of " +
@@ -106,13 +116,14 @@ std::vector<std::pair<std::string, bool>> cpu_tiles() {
                                  " row tile " + std::to_string(bit % 8 + 1) + " of " +
                                  std::to_string(bit / 8 + 1) + " vectors",
                              isa.table->row_tiles_ran[f64] >> bit & 1);
+  constexpr const char* kFew[] = {" float32 ", " couples ", " float64 "};  // by groups of 8 bits
   for (const Isa& isa : isas())
     for (bool dots : {true, false})
-      for (int bit = 0; bit < 32; ++bit)
-        if (bit % 16 < kTileOperands)
+      for (int bit = 0; bit < 24; ++bit)
+        if (bit % 8 < kTileOperands && (bit / 8 != 1 || (dots && has_bf16_dots(*isa.table))))
           tiles.emplace_back(
-              std::string(isa.table->isa) + (bit < 16 ? " float32 " : " float64 ") +
-                  (dots ? "dot" : "axpy") + " tile " + std::to_string(bit % 16 + 1),
+              isa.table->isa + std::string(kFew[bit / 8]) + (dots ? "dot" : "axpy") + " tile " +
+                  std::to_string(bit % 8 + 1),
               *(dots ? isa.table->dot_tiles_ran : isa.table->axpy_tiles_ran) >> bit & 1);
   for (const Isa& isa : isas()) grouped_tiles(*isa.table, tiles);
   return tiles;
@@ -129,6 +140,9 @@ const KernelTable& cpu_kernels() {
   }
   return *table;
 }
+
+bool cpu_bf16_dots() { return bf16_dots_wanted && has_bf16_dots(cpu_kernels()); }
+void set_bf16_dots(bool wanted) { bf16_dots_wanted = wanted; }
 
 bool poison_scratch = false;
 

@@ -12,6 +12,9 @@ namespace fastconv {
 
 // The kernels in use: the widest ISA the processor has, or the one FASTCONV_ISA names.
 const KernelTable& cpu_kernels();
+// Whether dot products of bfloat16 are used; set_bf16_dots(false): not even where there are some.
+bool cpu_bf16_dots();
+void set_bf16_dots(bool wanted);
 inline int64_t cpu_lanes() { return cpu_kernels().panel_f32 / 2; }  // float32 in a vector
 // Every ISA this build has and this processor runs, narrow to wide.
 std::string cpu_isas();

@@ -11,6 +11,7 @@
 #include "rows.inl"
 #include "pack.inl"
 #include "slab.inl"
+#include "couples.inl"
 #include "store.inl"
 #include "conv_direct.inl"
 #include "row_tile.inl"
@@ -61,31 +62,37 @@ namespace fastconv::FASTCONV_NS {
 
 static int64_t packed_size(const TapConv& j, const Blocking& b) {
   if (b.along_rows) return b.packed ? row_packed_size(j) : 0;
+  if (b.couples) return conv_packed_size<Couple>(j);
   FASTCONV_BY_DTYPE(j.dtype, conv_packed_size<Compute<S>>(j))
 }
 static void pack(const TapConv& j, const Blocking& b, void* to, int64_t begin, int64_t end) {
   if (b.along_rows) {
     FASTCONV_BY_DTYPE(j.dtype, row_pack<S>(j, to, begin, end))
   }
+  if (b.couples) return conv_pack<bf16, Couple>(j, b, to, begin, end);
   FASTCONV_BY_DTYPE(j.dtype, conv_pack<S>(j, b, to, begin, end))
 }
 static int64_t scratch(const TapConv& j, const Blocking& b) {
+  if (b.few && b.couples) return few_scratch<Couple>(j, b).total;
   if (b.few) {
     FASTCONV_BY_DTYPE(j.dtype, few_scratch<Compute<S>>(j, b).total)
   }
   if (b.along_rows) {
     FASTCONV_BY_DTYPE(j.dtype, row_scratch<Compute<S>>(j, b).total)
   }
+  if (b.couples) return conv_scratch<Couple>(j, b).total;
   FASTCONV_BY_DTYPE(j.dtype, conv_scratch<Compute<S>>(j, b).total)
 }
 static void run(const TapConv& j, const Blocking& b, const void* packed, void* scratch,
                 int64_t begin, int64_t end) {
+  if (b.few && b.couples) return few_run<bf16, Couple, float>(j, b, scratch, begin, end);
   if (b.few) {
     FASTCONV_BY_DTYPE(j.dtype, few_run<S>(j, b, scratch, begin, end))
   }
   if (b.along_rows) {
     FASTCONV_BY_DTYPE(j.dtype, row_run<S>(j, b, packed, scratch, begin, end))
   }
+  if (b.couples) return conv_run<bf16, Couple>(j, b, packed, scratch, begin, end);
   FASTCONV_BY_DTYPE(j.dtype, conv_run<S>(j, b, packed, scratch, begin, end))
 }
 // Winograd is for float arithmetic.
@@ -229,6 +236,7 @@ const KernelTable FASTCONV_TABLE = {
     &FASTCONV_NS::axpy_tiles_ran,
     FASTCONV_NS::grouped_ran,
     FASTCONV_NS::kPairs,
+    FASTCONV_NS::kPairs,  // couples: where vectors have 64 bytes
     FASTCONV_NS::fma_peak,
     FASTCONV_NS::pl_scratch,
     FASTCONV_NS::mp_run,

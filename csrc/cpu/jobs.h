@@ -80,7 +80,7 @@ struct WeightGrad {
 
 // Broadcast operands of the register tile: pixels, or (c, r, s) in a weight gradient.
 constexpr int kTileOperands = 6;
-constexpr int kTileKinds = 3, kTileVectors = 4;  // Tiles in tile.inl
+constexpr int kTileKinds = 4, kTileVectors = 4;  // Tiles in tile.inl
 
 // How a TapConv or WeightGrad is cut; chosen by blocking.h.
 struct Blocking {
@@ -94,6 +94,7 @@ struct Blocking {
   bool planar;        // slab layout: [c][row][col], else [row][col][c]
   bool along_inputs;  // weight gradient of one tap: vectors run along c (weight_grad_1x1.inl)
   bool few;           // forward of few pixels: weights are read once, where they lie (conv_few.inl)
+  bool couples;       // forward of bfloat16: chunks count two channels as one (couples.inl)
   bool along_rows;    // vectors run along pixels (conv_rows.inl), and panels are kTileOperands wide
 };
 
@@ -162,6 +163,7 @@ struct KernelTable {
   const uint32_t (*grouped_ran)[2];  // in float, double and float groups; forward by pixels and
                                      // taps, then weight gradient by kind and run
   bool pairs;
+  bool couples;  // there are dot products of bfloat16, if the processor has them (bf16_dots)
   double (*fma_peak)(int64_t iterations);  // FLOPs done, for calibration
 
   int64_t (*pool_scratch)(const PoolJob&);

@@ -89,6 +89,42 @@ FASTCONV_INLINE void fma(Vec<T>& acc, Vec<T> a, Vec<T> b) {
 #endif
 }
 
+// Two bfloat16 in a float's place, an operand of a dot product of two that adds up in float.
+struct Couple {};
+template <class M>
+struct DataOf {
+  typedef M type;
+};
+template <>
+struct DataOf<Couple> {
+  typedef float type;
+};
+// Of arithmetic M: what its operands are held in, and how many numbers one is.
+template <class M>
+using Data = typename DataOf<M>::type;
+template <class M>
+constexpr int kNumbers = 1;
+template <>
+constexpr int kNumbers<Couple> = 2;
+
+// acc += a . b. NOTE no -m flag allows the instruction: whether there is one is asked when running
+// (bf16_dots in cpu.cpp). It takes subnormal numbers as zero.
+template <class M>
+FASTCONV_INLINE void multiply(Vec<Data<M>>& acc, Vec<Data<M>> a, Vec<Data<M>> b) {
+  if constexpr (kNumbers<M> == 1) {
+    fma<M>(acc, a, b);
+  } else {
+#if defined(__AVX512F__)
+    asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+#else
+    const IVec<float> x = reinterpret_cast<IVec<float>>(a), y = reinterpret_cast<IVec<float>>(b);
+    fma<float>(acc, reinterpret_cast<Vec<float>>(x << 16), reinterpret_cast<Vec<float>>(y << 16));
+    fma<float>(acc, reinterpret_cast<Vec<float>>(x & ~0xffff),
+               reinterpret_cast<Vec<float>>(y & ~0xffff));
+#endif
+  }
+}
+
 template <class T>
 FASTCONV_INLINE Vec<T> select(IVec<T> mask, Vec<T> yes, Vec<T> no) {
   return mask ? yes : no;

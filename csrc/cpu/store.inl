@@ -137,14 +137,14 @@ inline void store_panel(const PanelStore<S>& to, const Compute<S>* acc, int64_t 
 
 // A whole tile from registers to channel-last y: its stores are on the way while the next is
 // summed.
-template <int V, Activation kActivation, class S>
+template <class M, int V, Activation kActivation, class S>
 __attribute__((noinline)) void tile_to_channels(const Compute<S>* const* x, const Run* runs,
                                                 int64_t run_count, const TilePanels<Compute<S>>& to,
                                                 const Compute<S>* bias, S* y, int64_t y_q) {
   typedef Compute<S> T;
   constexpr int W = kW<T>;
   Vec<T> sums[V][kTile];
-  sum_tile<T, kTile, V, false, 1>(x, runs, run_count, to, sums);
+  sum_tile<M, kTile, V, false, 1>(x, runs, run_count, to, sums);
 #pragma GCC unroll 6
   for (int j = 0; j < kTile; ++j)
 #pragma GCC unroll 4

@@ -18,7 +18,7 @@ constexpr bool kPairs = FASTCONV_BYTES == 64;  // AVX-512's 32 registers
 
 // Which tiles ran, for the tests' register: by kind and number of vectors, bit J - 1, 16 higher in
 // double.
-enum class Tiles { forward, weight_grad, weight_grad_rows };
+enum class Tiles { forward, weight_grad, weight_grad_rows, couples };
 static uint32_t tiles_ran[kTileKinds][kTileVectors];
 
 template <class T>
@@ -95,10 +95,11 @@ struct Ahead {
   }
 };
 
-// kCache: the level that lines come into.
-template <class T, int J, int V, bool kInPlace = false, int kCache = V < 2 ? 1 : 2>
-FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_count,
-                              const TilePanels<T>& to, Vec<T> (&sums)[V][J]) {
+// M: the arithmetic. kCache: the level that lines come into.
+template <class M, int J, int V, bool kInPlace = false, int kCache = V < 2 ? 1 : 2>
+FASTCONV_INLINE void sum_tile(const Data<M>* const* x, const Run* runs, int64_t run_count,
+                              const TilePanels<Data<M>>& to, Vec<Data<M>> (&sums)[V][J]) {
+  typedef Data<M> T;
   constexpr int W = kW<T>;
   const T* w = to.w;
   const int64_t next = to.next_w, step_w = kInPlace ? to.step_w : 2 * W;
@@ -126,8 +127,8 @@ FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_co
       ahead += line_step;
 #pragma GCC unroll 6
       for (int j = 0; j < J; ++j) {
-        fma<T>(sums[0][j], one, broadcast<T>(base[j][o]));
-        fma<T>(others[j], other, broadcast<T>(base[j][o + step]));
+        multiply<M>(sums[0][j], one, broadcast<T>(base[j][o]));
+        multiply<M>(others[j], other, broadcast<T>(base[j][o + step]));
       }
       o += 2 * step;
     }
@@ -145,7 +146,7 @@ FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_co
       for (int j = 0; j < J; ++j) {
         const Vec<T> b = broadcast<T>(base[j][o]);
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) fma<T>(sums[v][j], wv[v], b);
+        for (int v = 0; v < V; ++v) multiply<M>(sums[v][j], wv[v], b);
       }
       o += step;
     }
@@ -155,13 +156,15 @@ FASTCONV_INLINE void sum_tile(const T* const* x, const Run* runs, int64_t run_co
     if (V == 1) sums[0][j] += others[j];
 }
 
-template <class T, int J, int V>
-__attribute__((noinline)) void fma_tile(const T* const* x, const Run* runs, int64_t run_count,
-                                        const TilePanels<T>& to, int64_t at, bool accumulate) {
+template <class M, int J, int V>
+__attribute__((noinline)) void fma_tile(const Data<M>* const* x, const Run* runs, int64_t run_count,
+                                        const TilePanels<Data<M>>& to, int64_t at,
+                                        bool accumulate) {
+  typedef Data<M> T;
   constexpr int W = kW<T>;
   Vec<T> sums[V][J];
   T* const panels[2] = {to.acc + at, to.acc + at + to.next_acc};
-  sum_tile<T, J, V>(x, runs, run_count, to, sums);
+  sum_tile<M, J, V>(x, runs, run_count, to, sums);
 #pragma GCC unroll 6
   for (int j = 0; j < J; ++j)
 #pragma GCC unroll 4
@@ -171,29 +174,29 @@ __attribute__((noinline)) void fma_tile(const T* const* x, const Run* runs, int6
     }
 }
 
-template <class T, int V>
-FASTCONV_INLINE void fma_tile(int J, const T* const* x, const Run* runs, int64_t run_count,
-                              const TilePanels<T>& to, int64_t at, bool accumulate) {
+template <class M, int V>
+FASTCONV_INLINE void fma_tile(int J, const Data<M>* const* x, const Run* runs, int64_t run_count,
+                              const TilePanels<Data<M>>& to, int64_t at, bool accumulate) {
   switch (J) {
-    case 1: return fma_tile<T, 1, V>(x, runs, run_count, to, at, accumulate);
-    case 2: return fma_tile<T, 2, V>(x, runs, run_count, to, at, accumulate);
-    case 3: return fma_tile<T, 3, V>(x, runs, run_count, to, at, accumulate);
-    case 4: return fma_tile<T, 4, V>(x, runs, run_count, to, at, accumulate);
-    case 5: return fma_tile<T, 5, V>(x, runs, run_count, to, at, accumulate);
-    default: return fma_tile<T, 6, V>(x, runs, run_count, to, at, accumulate);
+    case 1: return fma_tile<M, 1, V>(x, runs, run_count, to, at, accumulate);
+    case 2: return fma_tile<M, 2, V>(x, runs, run_count, to, at, accumulate);
+    case 3: return fma_tile<M, 3, V>(x, runs, run_count, to, at, accumulate);
+    case 4: return fma_tile<M, 4, V>(x, runs, run_count, to, at, accumulate);
+    case 5: return fma_tile<M, 5, V>(x, runs, run_count, to, at, accumulate);
+    default: return fma_tile<M, 6, V>(x, runs, run_count, to, at, accumulate);
   }
 }
 
 // Into the accumulators from element `at` of each panel on.
-template <class T>
-FASTCONV_INLINE void fma_tile(int J, const T* const* x, const Run* runs, int64_t run_count,
-                              const TilePanels<T>& to, int64_t at, bool accumulate) {
+template <class M>
+FASTCONV_INLINE void fma_tile(int J, const Data<M>* const* x, const Run* runs, int64_t run_count,
+                              const TilePanels<Data<M>>& to, int64_t at, bool accumulate) {
   if constexpr (kPairs) {
-    if (to.vectors == 4) return fma_tile<T, 4>(J, x, runs, run_count, to, at, accumulate);
-    if (to.vectors == 3) return fma_tile<T, 3>(J, x, runs, run_count, to, at, accumulate);
+    if (to.vectors == 4) return fma_tile<M, 4>(J, x, runs, run_count, to, at, accumulate);
+    if (to.vectors == 3) return fma_tile<M, 3>(J, x, runs, run_count, to, at, accumulate);
   }
-  if (to.vectors == 1) return fma_tile<T, 1>(J, x, runs, run_count, to, at, accumulate);
-  return fma_tile<T, 2>(J, x, runs, run_count, to, at, accumulate);
+  if (to.vectors == 1) return fma_tile<M, 1>(J, x, runs, run_count, to, at, accumulate);
+  return fma_tile<M, 2>(J, x, runs, run_count, to, at, accumulate);
 }
 
 // FLOPs of `iterations` rounds of twelve independent FMAs, for calibration.
