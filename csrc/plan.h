@@ -14,7 +14,7 @@ struct Capabilities {
   // Of the CPU: rows refuse what was measured as slower or less exact than another row's. False: to
   // measure that (bench/thresholds.py).
   bool measured_rules = true;
-  int64_t lanes = 16;  // of the CPU: float32 in a vector
+  int64_t lanes = 16;      // of the CPU: float32 in a vector
   bool bf16_dots = false;  // of the CPU: it has dot products of bfloat16
 };
 

@@ -22,6 +22,20 @@ PROBLEMS = [
     (1400, 48, 5, 13, 1, 1, 1, 0, 1, 1),
     (2100, 37, 1, 5, 1, 1, 1, 0, 1, 1),
     (4, 20, 20, 30, 11, 11, 4, 2, 1, 1),
+    (24, 33, 1, 7, 1, 1, 1, 0, 1, 1),  # 14 pixels: weights are read where they lie
+]
+
+
+# Weight gradients of a 1x1, of couples of pixels: (N, C, K, H, W, stride, groups), odd and even
+# pixels, in one block and several, rows of dy that no tile fills.
+GRADIENTS = [
+    (1, 33, 7, 5, 7, 1, 1),
+    (2, 70, 13, 6, 10, 1, 1),
+    (3, 40, 1, 1, 1, 1, 1),
+    (1, 130, 6, 15, 31, 1, 1),
+    (2, 100, 4, 9, 13, 2, 1),
+    (1, 34, 20, 7, 6, 1, 2),
+    (1, 64, 9, 1, 3, 1, 1),
 ]
 
 
@@ -55,6 +69,31 @@ def test_forward_and_input_gradient_are_right(problem, layout, isa):
         results.append((y, *torch.autograd.grad(y, a, dy)))
     for ours, theirs, truth in zip(*results, strict=True):
         assert_good(ours, theirs, truth, torch.bfloat16)
+
+
+@pytest.mark.parametrize("layouts", [("nchw", "nchw"), ("channels_last",) * 2, ("sliced", "nchw")])
+@pytest.mark.parametrize("problem", GRADIENTS, ids=str)
+def test_weight_gradient_of_a_1x1_is_right(problem, layouts, isa):
+    n, c, k, h, w, stride, groups = problem
+    x = LAYOUTS[layouts[0]](torch.randn(n, c * groups, h, w).bfloat16())
+    size = (k * groups, c, 1, 1)
+    dy = torch.randn(n, k * groups, -(-h // stride), -(-w // stride)).bfloat16()
+    dy = LAYOUTS[layouts[1]](dy)
+    weight = torch.zeros(size, dtype=x.dtype, requires_grad=True)
+    y = fastconv.conv2d(x, weight, None, stride, groups=groups)
+    (ours,) = torch.autograd.grad(y, weight, dy)
+    theirs = torch.nn.grad.conv2d_weight(x, size, dy, stride, groups=groups)
+    truth = torch.nn.grad.conv2d_weight(x.double(), size, dy.double(), stride, groups=groups)
+    assert_good(ours, theirs, truth, torch.bfloat16)
+
+
+def test_an_infinite_pixel_reaches_its_own_channels_of_the_weight_gradient(isa):
+    x, dy = torch.randn(1, 40, 3, 5).bfloat16(), torch.randn(1, 9, 3, 5).bfloat16()
+    x[0, 7, 2, 4], dy[0, 3, 0, 1] = float("inf"), float("nan")
+    ours = torch.ops.fastconv.conv2d_weight_grad(x, dy, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 0)
+    bad = torch.zeros(9, 40, dtype=torch.bool)
+    bad[:, 7] = bad[3] = True
+    assert torch.equal(ours.view(9, 40).isfinite(), ~bad)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
@@ -147,10 +186,13 @@ def test_weights_packed_for_the_other_are_not_read():
 
 
 def test_the_planner_knows_of_dot_products(without_dots):
-    """Direct of stride 2, of few outputs, and of few channels of a 5x5; else Winograd as before."""
+    """Direct of stride 2, of few outputs, more where weights are large, and of few channels of a
+    5x5; else Winograd as before."""
     problems = {
         ((1, 64, 28, 28), (64, 64, 3, 3), 2, 1): True,
-        ((1, 64, 7, 7), (64, 64, 3, 3), 1, 1): True,
+        ((1, 64, 5, 6), (64, 64, 3, 3), 1, 1): True,
+        ((1, 256, 7, 7), (256, 256, 3, 3), 1, 1): True,
+        ((1, 64, 7, 7), (64, 64, 3, 3), 1, 1): False,
         ((1, 16, 28, 28), (16, 16, 5, 5), 1, 2): True,
         ((1, 64, 14, 14), (64, 64, 3, 3), 1, 1): False,
         ((1, 32, 28, 28), (32, 32, 5, 5), 1, 2): False,

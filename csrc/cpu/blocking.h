@@ -275,68 +275,6 @@ static inline ConvBlock conv_block(const TapConv& job, const Blocking& b, int64_
   return t;
 }
 
-// Depthwise and narrow groups, vectors along channels (grouped.inl). In place the weights of a
-// task's channels stay in L1, else its transposed rows in L2.
-constexpr int64_t kGroupedWeightBytes = 16 * 1024, kGroupedRowBytes = 256 * 1024;
-
-struct GroupedBlocking {
-  bool in_place;           // channel-last operands, of the arithmetic's type
-  int64_t channels, rows;  // of a task
-  int64_t parts, bands, tasks;
-};
-
-// `step`: rows of a task are a multiple of it.
-static inline GroupedBlocking grouped_blocking(const TapConv& job, int64_t step, int64_t panel,
-                                               int64_t element, int64_t threads) {
-  GroupedBlocking b = {};
-  const int64_t channels = job.G * job.K, taps = max64(job.rows.count * job.cols.count, 1);
-  b.in_place = job.xs[1] == 1 && job.ys[1] == 1 && (!job.residual || job.rs[1] == 1) &&
-               2 * channels >= panel && (job.dtype == DType::f32 || job.dtype == DType::f64);
-  b.channels = panel, b.rows = step;
-  if (b.in_place) {
-    b.channels *= max64(kGroupedWeightBytes * step * step / (taps * job.C * panel * element), 1);
-  } else {
-    const int64_t row = (job.W * job.stride_h + job.Q) * panel * element;
-    const int64_t blocks = ceil_div(channels, panel) * job.N, steps = ceil_div(job.P, step);
-    const int64_t most = threads == 1 ? steps : max64(ceil_div(steps * blocks, 4 * threads), 1);
-    b.rows *= even_share(steps, min64(max64(kGroupedRowBytes / (row * step), 1), most));
-  }
-  b.parts = ceil_div(channels, b.channels), b.bands = ceil_div(job.P, b.rows);
-  b.tasks = b.parts * job.N * b.bands;
-  return b;
-}
-
-static inline GroupedBlocking grouped_grad_blocking(const WeightGrad& job, int64_t panel,
-                                                    int64_t element) {
-  GroupedBlocking b = {};
-  b.in_place =
-      job.xs[1] == 1 && job.dys[1] == 1 && (job.dtype == DType::f32 || job.dtype == DType::f64);
-  b.channels = panel;
-  b.rows = even_share(
-      job.P, max64(kGroupedRowBytes / ((job.W * job.stride_h + job.Q) * panel * element), 1));
-  b.bands = ceil_div(job.P, b.rows);
-  b.parts = b.tasks = ceil_div(job.G * job.K, panel);
-  return b;
-}
-
-// Depthwise of several outputs per input, or of too few channels for a vector.
-template <class Job>
-static inline bool few_lanes(const Job& job, int64_t panel) {
-  return job.C == 1 && (job.K > 1 || 4 * job.G < panel);
-}
-
-// Where planes are better: those, and depthwise of few taps on wide planes; and narrow groups there
-// (conv_rows.inl). NCHW on Zen 4 with AVX-512, transposed -> by planes: depthwise 3x3 of 32
-// channels @112 397 -> 335 us, of 144 @56 268 -> 294, 7x7 of 96 @56 369 -> 447; 3x3 of 32 groups of
-// 4 @56 479 -> 405, of 8 @28 370 -> 385.
-static inline bool depthwise_planes(const TapConv& job, int64_t panel) {
-  const bool wide = job.ys[1] != 1 && job.stride_w == 1 && job.Q > 2 * panel;
-  return few_lanes(job, panel) || (job.C == 1 && wide && job.rows.count * job.cols.count <= 9);
-}
-static inline bool grouped_rows(const TapConv& job, int64_t panel) {
-  return job.C > 1 && job.ys[1] != 1 && job.stride_w == 1 && job.Q > panel;
-}
-
 // A task of the weight gradient owns (group, chunk of C, range of panels) and loops over all
 // pixels in a fixed order: bitwise repeatable for any number of threads.
 
@@ -369,9 +307,10 @@ static inline WeightGrad exchanged(const WeightGrad& job) {
 // Of one tap: a task owns a chunk of C and a range of K, whose sums stay in L2 from one block of
 // pixels to the next. `width`: input channels of a tile, which a chunk keeps together.
 static inline Blocking weight_grad_1x1_blocking(const WeightGrad& job, int64_t width,
-                                                int64_t element, int64_t threads) {
+                                                int64_t element, int64_t threads, bool dots) {
   Blocking b = {};
   b.along_inputs = true;
+  b.couples = dots && job.dtype == DType::bf16;
   b.cols = even_share(job.Q, 2 * kSumPixels);
   b.rows = even_share(job.P, max64(2 * kSumPixels / b.cols, 1));
   b.row_blocks = ceil_div(job.P, b.rows), b.col_blocks = ceil_div(job.Q, b.cols);
@@ -392,12 +331,13 @@ static inline Blocking weight_grad_1x1_blocking(const WeightGrad& job, int64_t w
 }
 
 static inline Blocking weight_grad_blocking(const WeightGrad& job, int64_t panel, int64_t element,
-                                            int64_t threads) {
+                                            int64_t threads, bool dots) {
   const int64_t taps = job.rows.count * job.cols.count;
   const bool inside = job.rows.offset == 0 && job.cols.offset == 0 && job.stride_h == 1 &&
                       job.stride_w == 1 && job.P <= job.H && job.Q <= job.W;
   if (taps == 1 && inside && 2 * job.C >= panel)
-    return weight_grad_1x1_blocking(job, panel * tile_panels(panel, element), element, threads);
+    return weight_grad_1x1_blocking(job, panel * tile_panels(panel, element), element, threads,
+                                    dots);
   Blocking b = {};
   b.planar = planar_slab(job.C, job.xs);
   // Enough (c, r, s) that packing a panel of dy for them is small beside their products.

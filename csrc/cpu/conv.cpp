@@ -10,7 +10,6 @@
 namespace fastconv {
 namespace {
 
-
 void set_strides(int64_t to[4], const View& v) {
   for (int i = 0; i < 4; ++i) to[i] = v.stride[i];
 }

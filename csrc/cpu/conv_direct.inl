@@ -7,7 +7,8 @@
 namespace fastconv::FASTCONV_NS {
 
 //
-// M: the arithmetic, Couple or that of S; of couples a chunk and its runs count two channels as one.
+// M: the arithmetic, Couple or that of S; of couples a chunk and its runs count two channels as
+// one.
 template <class M>
 inline int64_t depth(const TapConv& job) {
   return ceil_div(job.C, kNumbers<M>);
@@ -209,8 +210,7 @@ inline Slab<Compute<S>> block_slab(const TapConv& job, const Blocking& b, const 
   const bool inside = row0 >= 0 && row0 + rows <= job.H && col0 >= 0 && col0 + cols <= job.W;
   constexpr int kEach = kNumbers<M>;
   if (inside && lies_as<S, M>(x, job.C, job.xs))
-    return {(T*)(x + row0 * job.xs[2] + col0 * job.xs[3]), 1, job.xs[2] / kEach,
-            job.xs[3] / kEach};
+    return {(T*)(x + row0 * job.xs[2] + col0 * job.xs[3]), 1, job.xs[2] / kEach, job.xs[3] / kEach};
   const Slab<T> slab = make_slab(scratch, depth<M>(job), rows, cols, b.planar);
   // Of taps so far apart that no pixel is another's, only what they read.
   const int64_t each_h = slab_rows(at.rows, job.stride_h, {1}),
@@ -304,8 +304,8 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
         else if (vectors == 2)
           store_tiles<S, M, 2>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0, outputs);
         else if (kPairs && vectors == 3)
-          store_tiles<S, M, kPairs ? 3 : 2>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0,
-                                         outputs);
+          store_tiles<S, M, kPairs ? 3 : 2>(job, slab, rows, cols, runs, run_count, tile, to, p0,
+                                            q0, outputs);
         else if constexpr (kPairs)
           store_tiles<S, M, 4>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0, outputs);
         tile.w += size;

@@ -7,8 +7,8 @@
 #include <initializer_list>
 
 #include "../error.h"
-#include "blocking.h"
 #include "cpu.h"
+#include "grouped_blocking.h"
 #include "winograd.h"
 
 namespace fastconv {
@@ -184,7 +184,7 @@ void run_grouped_grad(const WeightGrad& job, double work) {
 void run_direct_grad(const WeightGrad& job, double work) {
   const KernelTable& kernels = cpu_kernels();
   const Blocking b = weight_grad_blocking(job, panel_of(job.dtype), job.dtype == DType::f64 ? 8 : 4,
-                                          torch::stable::get_num_threads());
+                                          torch::stable::get_num_threads(), cpu_bf16_dots());
   parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
     void* own = scratch(Slot::own, kernels.weight_grad_scratch(job, b));
     kernels.weight_grad_run(job, b, own, begin, end);

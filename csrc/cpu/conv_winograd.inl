@@ -157,7 +157,8 @@ inline void winograd_again(const TapConv& job, const WinogradBlocking& b, const 
       pack_weights<S>(job, {t.g, panel, c0, cn}, weights);
       const int64_t run_count = make_runs(job, BlockTaps::all(job), slab, 0, cn, runs);
       const int vectors = tile_vectors<float>(min64(L, job.K - panel * L));
-      accumulate_block<float>(job, slab, P, Q, runs, run_count, {vectors, weights, 0, again, 0}, c0 > 0);
+      accumulate_block<float>(job, slab, P, Q, runs, run_count, {vectors, weights, 0, again, 0},
+                              c0 > 0);
     }
     const PanelStore<S> to = panel_store<S>(job, t.n0 + n, t.g, panel);
     for (int64_t i = 0; i < t.rows.count(); ++i)

@@ -1,6 +1,7 @@
 // Couples: two bfloat16 of neighbouring channels as one operand of the register tile, in place of
 // one widened to float. Where the processor multiplies and adds two at once (AVX512-BF16) the dense
-// kernels take half the instructions; of an odd number of channels the last one's neighbour is zero.
+// kernels take half the instructions; of an odd number of channels the last one's neighbour is
+// zero.
 namespace fastconv::FASTCONV_NS {
 
 template <class M>
@@ -83,6 +84,34 @@ inline void fill_operands(const Slab<Compute<S>>& slab, const S* x, const int64_
       const bool inside = h >= 0 && h < H;
       fill_couple_row(slab.data + i * slab.h, slab, x + (inside ? h : 0) * xs[2], xs[1], xs[3],
                       channels, inside ? W : 0, inside ? col0 : 0, cols);
+    }
+  }
+}
+
+// n rows of floats that were bfloat16, `width` long, to ceil(n / 2) of couples, in place.
+inline void join_rows(float* rows, int64_t width, int64_t n) {
+  constexpr int W = kW<float>;
+  for (int64_t i = 0; i < n; i += 2)
+    for (int64_t j = 0; j < width; j += W) {
+      const int64_t lanes = min64(W, width - j);
+      const float* low = rows + i * width + j;
+      const Vec<float> high = i + 1 < n ? load_lanes<float>(low + width, lanes) : Vec<float>{};
+      store_lanes<float>(rows + i / 2 * width + j, join(load_lanes<float>(low, lanes), high), lanes,
+                         1);
+    }
+}
+
+// The same of a slab's pixels, whose rows continue each other.
+inline void join_pixels(const Slab<float>& slab, int64_t channels, int64_t pixels) {
+  constexpr int W = kW<float>;
+  if (slab.c == 1) return join_rows(slab.data, channels, pixels);
+  for (int64_t c = 0; c < channels; ++c) {
+    float* plane = slab.data + c * slab.c;
+    if (pixels % 2) plane[pixels] = 0;  // a plane is a line longer
+    for (int64_t i = 0; i < pixels; i += 2 * W) {
+      Vec<float> low, high;
+      deinterleave<float>(load<float>(plane + i), load<float>(plane + i + W), low, high);
+      store<float>(plane + i / 2, join(low, high));
     }
   }
 }

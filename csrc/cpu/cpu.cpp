@@ -97,12 +97,12 @@ void grouped_tiles(const KernelTable& table, std::vector<std::pair<std::string, 
 std::vector<std::pair<std::string, bool>> cpu_tiles() {
   std::vector<std::pair<std::string, bool>> tiles;
   constexpr const char* kKinds[kTileKinds] = {"tile", "weight_grad tile", "weight_grad row tile",
-                                              "couples tile"};
+                                              "couples tile", "couples weight_grad row tile"};
   for (const Isa& isa : isas())
-    for (int kind = 0; kind < (has_bf16_dots(*isa.table) ? kTileKinds : kTileKinds - 1); ++kind)
+    for (int kind = 0; kind < (has_bf16_dots(*isa.table) ? kTileKinds : kTileKinds - 2); ++kind)
       for (int width = 0; width < (isa.table->pairs ? kTileVectors : 2); ++width)
         for (int bit = 0; bit < 32; ++bit)
-          if (bit % 16 < kTileOperands && (bit < 16 || kind < kTileKinds - 1))
+          if (bit % 16 < kTileOperands && (bit < 16 || kind < kTileKinds - 2))
             tiles.emplace_back(std::string(isa.table->isa) +
                                    (bit < 16 ? " float32 " : " float64 ") + kKinds[kind] + " " +
                                    std::to_string(bit % 16 + 1) + " of " +

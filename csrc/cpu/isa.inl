@@ -1,6 +1,7 @@
 // All kernels of one ISA, as a table. An ISA file defines FASTCONV_NS, FASTCONV_BYTES and
 // FASTCONV_ISA_NAME, includes this and nothing else.
 #include "blocking.h"
+#include "grouped_blocking.h"
 #include "winograd.h"
 #include "jobs.h"
 #include "simd.h"
@@ -158,6 +159,7 @@ static int64_t wg_scratch(const WeightGrad& j, const Blocking& b) {
 }
 static void wg_run(const WeightGrad& j, const Blocking& b, void* scratch, int64_t begin,
                    int64_t end) {
+  if (b.couples) return weight_grad_1x1_run<bf16, Couple>(j, b, scratch, begin, end);
   if (b.along_inputs) {
     FASTCONV_BY_DTYPE(j.dtype, weight_grad_1x1_run<S>(j, b, scratch, begin, end))
   }

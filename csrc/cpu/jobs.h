@@ -80,7 +80,7 @@ struct WeightGrad {
 
 // Broadcast operands of the register tile: pixels, or (c, r, s) in a weight gradient.
 constexpr int kTileOperands = 6;
-constexpr int kTileKinds = 4, kTileVectors = 4;  // Tiles in tile.inl
+constexpr int kTileKinds = 5, kTileVectors = 4;  // Tiles in tile.inl
 
 // How a TapConv or WeightGrad is cut; chosen by blocking.h.
 struct Blocking {
@@ -94,8 +94,9 @@ struct Blocking {
   bool planar;        // slab layout: [c][row][col], else [row][col][c]
   bool along_inputs;  // weight gradient of one tap: vectors run along c (weight_grad_1x1.inl)
   bool few;           // forward of few pixels: weights are read once, where they lie (conv_few.inl)
-  bool couples;       // forward of bfloat16: chunks count two channels as one (couples.inl)
-  bool along_rows;    // vectors run along pixels (conv_rows.inl), and panels are kTileOperands wide
+  bool couples;     // bfloat16 two at a time, channels or pixels: chunks count couples of channels
+                    // (couples.inl)
+  bool along_rows;  // vectors run along pixels (conv_rows.inl), and panels are kTileOperands wide
 };
 
 // Vectors along channels where every operand has them next to each other; one plane at a time
@@ -107,7 +108,7 @@ static inline bool pool_channels(const PoolJob& j) {
 
 constexpr int64_t kPairBlock = 16384;  // elements of a task where dense; else a task is (n, c or h)
 
-struct GroupedBlocking;   // blocking.h
+struct GroupedBlocking;   // grouped_blocking.h
 struct WinogradBlocking;  // winograd.h
 
 // Packed weights of a TapConv in elements of the arithmetic type; scratch of one thread in bytes.

@@ -18,7 +18,7 @@ constexpr bool kPairs = FASTCONV_BYTES == 64;  // AVX-512's 32 registers
 
 // Which tiles ran, for the tests' register: by kind and number of vectors, bit J - 1, 16 higher in
 // double.
-enum class Tiles { forward, weight_grad, weight_grad_rows, couples };
+enum class Tiles { forward, weight_grad, weight_grad_rows, couples, couples_rows };
 static uint32_t tiles_ran[kTileKinds][kTileVectors];
 
 template <class T>

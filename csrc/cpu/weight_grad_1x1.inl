@@ -28,13 +28,14 @@ inline Grad1x1Scratch weight_grad_1x1_scratch(const WeightGrad& job, const Block
 }
 
 // Rows `row` apart from acc on: J sums of `lanes` input channels each.
-template <class T, int J, int V, bool kInPlace>
-__attribute__((noinline)) void gradient_tile(const T* const* dy, const Run* runs, int64_t run_count,
-                                             const TilePanels<T>& to, int64_t row, int64_t lanes,
-                                             bool accumulate) {
+template <class M, int J, int V, bool kInPlace>
+__attribute__((noinline)) void gradient_tile(const Data<M>* const* dy, const Run* runs,
+                                             int64_t run_count, const TilePanels<Data<M>>& to,
+                                             int64_t row, int64_t lanes, bool accumulate) {
+  typedef Data<M> T;
   constexpr int W = kW<T>;
   Vec<T> sums[V][J];
-  sum_tile<T, J, V, kInPlace>(dy, runs, run_count, to, sums);
+  sum_tile<M, J, V, kInPlace>(dy, runs, run_count, to, sums);
 #pragma GCC unroll 6
   for (int j = 0; j < J; ++j)
 #pragma GCC unroll 4
@@ -48,28 +49,28 @@ __attribute__((noinline)) void gradient_tile(const T* const* dy, const Run* runs
     }
 }
 
-template <class T, int V, bool kInPlace>
-FASTCONV_INLINE void gradient_tile(int J, const T* const* dy, const Run* runs, int64_t run_count,
-                                   const TilePanels<T>& to, int64_t row, int64_t lanes,
-                                   bool accumulate) {
+template <class M, int V, bool kInPlace>
+FASTCONV_INLINE void gradient_tile(int J, const Data<M>* const* dy, const Run* runs,
+                                   int64_t run_count, const TilePanels<Data<M>>& to, int64_t row,
+                                   int64_t lanes, bool accumulate) {
   switch (J) {
     case 1:
-      return gradient_tile<T, 1, V, kInPlace>(dy, runs, run_count, to, row, lanes, accumulate);
+      return gradient_tile<M, 1, V, kInPlace>(dy, runs, run_count, to, row, lanes, accumulate);
     case 2:
-      return gradient_tile<T, 2, V, kInPlace>(dy, runs, run_count, to, row, lanes, accumulate);
+      return gradient_tile<M, 2, V, kInPlace>(dy, runs, run_count, to, row, lanes, accumulate);
     case 3:
-      return gradient_tile<T, 3, V, kInPlace>(dy, runs, run_count, to, row, lanes, accumulate);
+      return gradient_tile<M, 3, V, kInPlace>(dy, runs, run_count, to, row, lanes, accumulate);
     case 4:
-      return gradient_tile<T, 4, V, kInPlace>(dy, runs, run_count, to, row, lanes, accumulate);
+      return gradient_tile<M, 4, V, kInPlace>(dy, runs, run_count, to, row, lanes, accumulate);
     case 5:
-      return gradient_tile<T, 5, V, kInPlace>(dy, runs, run_count, to, row, lanes, accumulate);
+      return gradient_tile<M, 5, V, kInPlace>(dy, runs, run_count, to, row, lanes, accumulate);
     default:
-      return gradient_tile<T, 6, V, kInPlace>(dy, runs, run_count, to, row, lanes, accumulate);
+      return gradient_tile<M, 6, V, kInPlace>(dy, runs, run_count, to, row, lanes, accumulate);
   }
 }
 
 // Rows [0, K) of sums, `row` apart, of the input channels that `to` holds packed.
-template <class T>
+template <class M, class T>
 inline void sum_rows(const Slab<T>& dy, int64_t K, const Run* runs, int64_t run_count,
                      TilePanels<T> to, int64_t row, int64_t lanes, bool accumulate, Ahead& ahead) {
   const int64_t tiles = ceil_div(K, kTile), count = products(runs, run_count);
@@ -82,23 +83,24 @@ inline void sum_rows(const Slab<T>& dy, int64_t K, const Run* runs, int64_t run_
     for (int j = 0; j < J; ++j) rows[j] = dy.data + (k + j) * dy.c;
     to.acc = first + k * row;
     to.ahead = ahead.take(count);
-    if (to.step_w && to.vectors == 2)
-      gradient_tile<T, 2, true>(J, rows, runs, run_count, to, row, lanes, accumulate);
-    else if (kPairs && to.step_w && to.vectors == 3)
-      gradient_tile<T, kPairs ? 3 : 2, true>(J, rows, runs, run_count, to, row, lanes, accumulate);
-    else if (kPairs && to.step_w)
-      gradient_tile<T, kPairs ? 4 : 2, true>(J, rows, runs, run_count, to, row, lanes, accumulate);
+    constexpr bool kLies = kNumbers<M> == 1;  // or may
+    if (kLies && to.step_w && to.vectors == 2)
+      gradient_tile<M, 2, kLies>(J, rows, runs, run_count, to, row, lanes, accumulate);
+    else if (kLies && kPairs && to.step_w && to.vectors == 3)
+      gradient_tile<M, kPairs ? 3 : 2, kLies>(J, rows, runs, run_count, to, row, lanes, accumulate);
+    else if (kLies && kPairs && to.step_w)
+      gradient_tile<M, kPairs ? 4 : 2, kLies>(J, rows, runs, run_count, to, row, lanes, accumulate);
     else if (to.vectors == 1)
-      gradient_tile<T, 1, false>(J, rows, runs, run_count, to, row, lanes, accumulate);
+      gradient_tile<M, 1, false>(J, rows, runs, run_count, to, row, lanes, accumulate);
     else if (to.vectors == 2)
-      gradient_tile<T, 2, false>(J, rows, runs, run_count, to, row, lanes, accumulate);
+      gradient_tile<M, 2, false>(J, rows, runs, run_count, to, row, lanes, accumulate);
     else if (kPairs && to.vectors == 3)
-      gradient_tile<T, kPairs ? 3 : 2, false>(J, rows, runs, run_count, to, row, lanes, accumulate);
+      gradient_tile<M, kPairs ? 3 : 2, false>(J, rows, runs, run_count, to, row, lanes, accumulate);
     else if constexpr (kPairs)
-      gradient_tile<T, 4, false>(J, rows, runs, run_count, to, row, lanes, accumulate);
+      gradient_tile<M, 4, false>(J, rows, runs, run_count, to, row, lanes, accumulate);
     ran |= 1u << (J - 1);
   }
-  mark_tiles<T>(ran, Tiles::weight_grad_rows, to.vectors);
+  mark_tiles<T>(ran, kNumbers<M> == 2 ? Tiles::couples_rows : Tiles::weight_grad_rows, to.vectors);
 }
 
 // One panel of x as [pixel][kPanel]; `planes` holds a row of it where neither pixels nor channels
@@ -126,7 +128,7 @@ constexpr int64_t kNextBytes = 1 << 20;
 
 template <class S>
 inline Ahead next_pixels(const WeightGrad& job, const S* dy, const S* x, int64_t pixels,
-                         int64_t tiles) {
+                         int64_t count, int64_t tiles) {
   Ahead ahead = {};
   auto add = [&](const S* from, const int64_t stride[4], int64_t channels) {
     const int64_t size = pixels * channels, bytes = size * (int64_t)sizeof(S);
@@ -135,11 +137,12 @@ inline Ahead next_pixels(const WeightGrad& job, const S* dy, const S* x, int64_t
   };
   add(dy, job.dys, job.K);
   add(x, job.xs, job.C);
-  ahead.spread(tiles * pixels, tile_vectors<Compute<S>>(job.C));
+  ahead.spread(tiles * count, tile_vectors<Compute<S>>(job.C));
   return ahead;
 }
 
-template <class S>
+// Couples of pixels: dy and x are joined two pixels to one where they have been widened.
+template <class S, class M = Compute<S>>
 inline void weight_grad_1x1_run(const WeightGrad& job, const Blocking& b, void* scratch,
                                 int64_t begin, int64_t end) {
   typedef Compute<S> T;
@@ -174,14 +177,16 @@ inline void weight_grad_1x1_run(const WeightGrad& job, const Blocking& b, void* 
         fill_slab<S>(dy, from, job.dys, kn, job.P, job.Q, p0, rows, q0, cols, dy_end);
       }
       const bool whole = dy.h == cols * dy.w;  // rows continue each other
-      for (int64_t i = 0; i < rows; ++i) runs[i] = {i * dy.h, dy.w, whole ? rows * cols : cols};
+      const int64_t count = ceil_div(rows * cols, kNumbers<M>);
+      for (int64_t i = 0; i < rows; ++i) runs[i] = {i * dy.h, dy.w, whole ? count : cols};
+      if constexpr (kNumbers<M> == 2) join_pixels(dy, kn, rows * cols);
       const S* x = (const S*)job.x + n * job.xs[0] + (g * job.C + c0) * job.xs[1] + p0 * job.xs[2] +
                    q0 * job.xs[3];
       const int64_t panel_size = rows * cols * L;
       const bool continuing = rows == 1 || job.xs[2] == cols * job.xs[3];
       Ahead ahead =
           next_pixels<S>(job, kn < job.K ? nullptr : from + p0 * job.dys[2] + q0 * job.dys[3],
-                         cn < job.C || b.packed ? nullptr : x, rows * cols,
+                         cn < job.C || b.packed ? nullptr : x, rows * cols, count,
                          ceil_div(kn, kTile) * ceil_div(cn, (kPairs ? 2 : 1) * L));
       for (int64_t c = 0, lanes; c < cn; c += lanes) {
         const int vectors = tile_vectors<T>(cn - c);
@@ -189,10 +194,12 @@ inline void weight_grad_1x1_run(const WeightGrad& job, const Blocking& b, void* 
         // Whole vectors of channels that follow each other are read where they lie.
         const bool in_place = !b.packed && !widened && job.xs[1] == 1 && continuing &&
                               vectors > 1 && lanes == vectors * kW<T>;
-        for (int64_t i = 0; i < lanes && !in_place; i += L)
+        for (int64_t i = 0; i < lanes && !in_place; i += L) {
           pack_input<S>(job, packed + i / L * panel_size, x + (c + i) * job.xs[1], rows, cols,
                         min64(L, lanes - i), planes, x_end);
-        sum_rows<T>(dy, kn, runs, whole ? 1 : rows,
+          if constexpr (kNumbers<M> == 2) join_rows(packed + i / L * panel_size, L, rows * cols);
+        }
+        sum_rows<M>(dy, kn, runs, whole ? 1 : rows,
                     {vectors,
                      in_place ? (const T*)x + c : packed,
                      in_place ? L : panel_size,

@@ -27,7 +27,7 @@ inline WeightGrad whole(WeightGrad job) {
 
 // The direct kernel's tasks where they are those of `b`.
 inline Blocking direct_tasks(const WeightGrad& job, const WinogradBlocking& b) {
-  Blocking direct = weight_grad_blocking(whole(job), kPanel<float>, sizeof(float), 1);
+  Blocking direct = weight_grad_blocking(whole(job), kPanel<float>, sizeof(float), 1, false);
   direct.panels = b.panels;
   direct.panel_blocks = b.panel_blocks;
   direct.chunk = b.chunk;
