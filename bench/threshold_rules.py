@@ -174,11 +174,6 @@ MIXED_TILES = squares((4, (4, 5), 5, (5, 6), 6, (6, 7), 7), ((64, 64), (256, 256
 STRIDED_TILES = squares((14, 20, 28, 32, 36, 40, 56), ((64, 64), (128, 128)), stride=2)
 # Of bfloat16, where Winograd works in float32.
 DOTS = squares((4, 5, (5, 6), 6, 7, 8, 9, 10), ((64, 64), (128, 128)), bf16=True)
-DOT_WEIGHTS = squares(
-    (7, 8),
-    ((64, 64), (128, 256), (160, 320), (192, 384), (256, 256), (384, 384), (512, 512)),
-    bf16=True,
-)
 STRIDED_DOTS = squares(
     (12, 16, 20, 24, 28, 32, 36, 40, 48, 56), ((64, 64), (128, 128)), stride=2, bf16=True
 )
@@ -290,11 +285,6 @@ RULES = (
     Rule(
         "dot products, outputs", "kDotPixels", PLAN, "outputs", outputs, ("direct", "winograd"),
         DOTS, ("forward", "repacked", "input_grad"), fits=lambda p: _C.bf16_dots(),
-    ),
-    Rule(
-        "dot products, weights", "kDotMegabytes", PLAN, "MB of F(4)'s weights", weight_megabytes,
-        ("winograd", "direct"), DOT_WEIGHTS, ("forward", "repacked", "input_grad"),
-        fits=lambda p: _C.bf16_dots(),
     ),
     Rule(
         "dot products, strided input gradient", "kDotStridedPixels", PLAN, "outputs", outputs,

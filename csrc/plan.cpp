@@ -40,7 +40,6 @@ constexpr int64_t kWeightGrad5x5Pixels = 512;  // rule "5x5 weight gradient erro
 constexpr int64_t kStridedGradPercent = 88;    // rule "strided input gradient products"
 constexpr int64_t kVectorGroups = 2048;        // rule "groups of a vector"
 constexpr int64_t kDotPixels = 36;             // rule "dot products, outputs": of a batch
-constexpr int64_t kDotMegabytes = 8;           // rule "dot products, weights"
 constexpr int64_t kDotStridedPixels = 256;     // rule "dot products, strided input gradient"
 constexpr int64_t kDot5x5Channels = 24;        // rule "dot products, 5x5 channels"
 // Terms of a sum in one register: longer ones err up to 1.14 times what is allowed, 7x7 of 16.
@@ -83,16 +82,14 @@ int64_t fewest_channels(bool strided, const Capabilities& caps, Direction direct
 }
 
 // A direct kernel that takes two products of bfloat16 at once is faster than Winograd of stride 2
-// (64->128 @56 on Zen 4 733 -> 556 us, 256->512 @14 908 -> 528), and than one that streams its
-// weights.
+// (64->128 @56 on Zen 4 733 -> 556 us, 256->512 @14 908 -> 528), and than Winograd of few outputs,
+// which streams its weights.
 const char* prefer_dots(const ConvProblem& p, Direction direction) {
   const int64_t pixels = p.N * p.P * p.Q;
   const char* reason = "two products of bfloat16 at once are faster";
   if (p.stride_h > 1)
     return direction == Direction::forward || pixels >= kDotStridedPixels ? reason : nullptr;
-  const int64_t megabytes = p.C / p.G * p.K * 36 * 4 >> 20;  // of Winograd's weights
-  if (pixels < kDotPixels || (pixels < kWinogradPixels && megabytes >= kDotMegabytes))
-    return reason;
+  if (pixels < kDotPixels) return reason;
   return p.R == 5 && min64(p.C, p.K) / p.G < kDot5x5Channels ? reason : nullptr;
 }
 

@@ -186,12 +186,10 @@ def test_weights_packed_for_the_other_are_not_read():
 
 
 def test_the_planner_knows_of_dot_products(without_dots):
-    """Direct of stride 2, of few outputs, more where weights are large, and of few channels of a
-    5x5; else Winograd as before."""
+    """Direct of stride 2, of few outputs, and of few channels of a 5x5; else Winograd as before."""
     problems = {
         ((1, 64, 28, 28), (64, 64, 3, 3), 2, 1): True,
         ((1, 64, 5, 6), (64, 64, 3, 3), 1, 1): True,
-        ((1, 256, 7, 7), (256, 256, 3, 3), 1, 1): True,
         ((1, 64, 7, 7), (64, 64, 3, 3), 1, 1): False,
         ((1, 16, 28, 28), (16, 16, 5, 5), 1, 2): True,
         ((1, 64, 14, 14), (64, 64, 3, 3), 1, 1): False,
