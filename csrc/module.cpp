@@ -151,6 +151,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("choose", &choose_algorithm, py::arg("input"), py::arg("weight"), py::arg("window"),
         py::arg("direction"), py::arg("dtype"), py::arg("name"), py::arg("measured_rules") = true);
   m.def("forget_choices", &forget_choices);
+  m.def("set_winograd_6x6", &set_winograd_6x6);
   m.def("set_winograd_tile", &set_winograd_tile);
   m.def("cuda_tile", &cuda_tile);
   m.def("algorithms", [](int backend) { return algorithms(static_cast<Backend>(backend)); });

@@ -17,6 +17,7 @@ from .ops import (
     max_pool2d,
     residual_add,
 )
+from .precision import winograd_6x6
 from .tune import tune
 
 __version__ = "0.1.0"
@@ -41,4 +42,5 @@ __all__ = [
     "residual_add",
     "testing",
     "tune",
+    "winograd_6x6",
 ]

@@ -50,12 +50,15 @@ Blocking direct_blocking(const TapConv& job, bool packed) {
                        torch::stable::get_num_threads(), packed, cpu_bf16_dots());
 }
 
-std::atomic<TileSize> winograd_tile{};  // set_winograd_tile's
+std::atomic<TileSize> winograd_tile{};    // set_winograd_tile's
+thread_local bool largest_tiles = false;  // set_winograd_6x6's
+
+TileWish tile_wish() { return {winograd_tile, largest_tiles}; }
 
 // `kept`: its weights are transformed before, and kept between calls.
 WinogradBlocking winograd_blocking(const TapConv& job, bool kept) {
   return winograd_blocking(job, cpu_kernels().panel_f32, torch::stable::get_num_threads(), kept,
-                           winograd_tile);
+                           tile_wish());
 }
 
 int64_t panel_of(DType dtype) {
@@ -118,7 +121,7 @@ void run_winograd(const TapConv& job, const float* u) {
 
 void run_winograd_grad(const WeightGrad& job, double work) {
   const KernelTable& kernels = cpu_kernels();
-  const WinogradBlocking b = winograd_grad_blocking(job, kernels.panel_f32, winograd_tile);
+  const WinogradBlocking b = winograd_grad_blocking(job, kernels.panel_f32, tile_wish());
   const int64_t panels = ceil_div(job.K, kernels.panel_f32), points = b.form.points();
   const int64_t v_size = b.segment * points * b.v_point;
   const int64_t a_size = b.segment * points * panels * b.a_point;
@@ -222,10 +225,17 @@ Capabilities cpu_capabilities(bool measured_rules) {
 void set_winograd_tile(int rows, int cols) {
   const TileSize tile = {rows, cols};
   bool found = rows == 0 && cols == 0;
-  for (const TileSize& t : {kSmallTile, kMixedTile, kLargeTile})
+  for (const TileSize& t : {kSmallTile, kMixedTile, kLargeTile, kLargestTile})
     found |= t.rows == rows && t.cols == cols;
-  check(found, "fastconv: Winograd's tiles are of 2 x 2, 4 x 2 or 4 x 4, got ", rows, " x ", cols);
+  check(found, "fastconv: Winograd's tiles are of 2 x 2, 4 x 2, 4 x 4 or 6 x 6, got ", rows, " x ",
+        cols);
   winograd_tile = tile;
+}
+
+bool set_winograd_6x6(bool allowed) {
+  const bool before = largest_tiles;
+  largest_tiles = allowed;
+  return before;
 }
 
 Packing conv_packing(const TapConv& given, const PlanRow& row) {

@@ -25,6 +25,10 @@ void conv_pack(const TapConv& job, const PlanRow& row, void* packed);
 // choice; 0, 0: by the rules in winograd.h. To measure these; no convolution may be running.
 void set_winograd_tile(int rows, int cols);
 
+// Whether a 3x3 of this thread may have tiles of 6 x 6 outputs from now on; returns whether it
+// might.
+bool set_winograd_6x6(bool allowed);
+
 // `packed` as conv_pack made it, or null.
 void conv_run(const TapConv& job, const PlanRow& row, Direction direction, const void* packed);
 // The stride phases of an input gradient, (a, b) at a * step_w + b. `whole`: dx as the outputs of
