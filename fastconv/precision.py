@@ -19,7 +19,9 @@ def winograd_6x6(allowed: bool = True) -> Iterator[None]:
     ``torch.set_float32_matmul_precision("high")`` allows on GPUs, errs by 3e-4.
 
     Of the CPU's 3x3 of stride 1, forward and both gradients, on maps where it spares enough
-    products (20 x 20 and more, not 14 x 14); all else is as before. A backward pass is within it
+    products (20 x 20 and more, not 14 x 14), of 3,000 outputs in a batch and more; all else is as
+    before. A layer becomes up to 1.15 times as fast, VGG 16 in training 1.1 times, other networks
+    hardly: their large maps are few. A backward pass is within it
     where ``backward()`` is called within it. Also a decorator::
 
         with fastconv.winograd_6x6():
