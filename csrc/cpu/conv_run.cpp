@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include <algorithm>
 #include <atomic>
 #include <initializer_list>
 
@@ -184,6 +185,17 @@ void run_grouped_grad(const WeightGrad& job, double work) {
   });
 }
 
+// Of a dense output, a piece per task. Where a stride is larger than the kernel most of an input
+// gradient is zero, and phase by phase its lines would be written several times.
+void zero_outputs(const TapConv& job) {
+  constexpr int64_t kPiece = 1 << 20;
+  const int64_t size = job.dtype == DType::f64 ? 8 : job.dtype == DType::f32 ? 4 : 2;
+  const int64_t bytes = job.N * job.G * job.K * job.P * job.Q * size;
+  parallel_tasks(ceil_div(bytes, kPiece), (double)bytes, [&](int64_t begin, int64_t end) {
+    memset((char*)job.y + begin * kPiece, 0, min64(end * kPiece, bytes) - begin * kPiece);
+  });
+}
+
 void run_direct_grad(const WeightGrad& job, double work) {
   const KernelTable& kernels = cpu_kernels();
   const Blocking b = weight_grad_blocking(job, panel_of(job.dtype), job.dtype == DType::f64 ? 8 : 4,
@@ -286,7 +298,11 @@ void conv_run_phases(const TapConv& whole, int64_t step_h, int64_t step_w, const
   const bool empty = whole.N * whole.G * whole.K * whole.P * whole.Q == 0;
   if (!grouped || count == 1 || count > kMostPhases || empty ||
       few_lanes(whole, panel_of(whole.dtype))) {
-    for (int64_t i = 0; i < count; ++i) conv_run(phases[i], row, Direction::input_grad, nullptr);
+    auto has_taps = [](const TapConv& phase) { return phase.rows.count * phase.cols.count > 0; };
+    const bool sparse = !empty && !std::all_of(phases, phases + count, has_taps);
+    if (sparse) zero_outputs(whole);
+    for (int64_t i = 0; i < count; ++i)
+      if (!sparse || has_taps(phases[i])) conv_run(phases[i], row, Direction::input_grad, nullptr);
     return;
   }
   mark_ran(row, Direction::input_grad);
