@@ -6,7 +6,6 @@
 // 1x1 convolution is this with one tap, after conv.cpp has folded the image into one row.
 namespace fastconv::FASTCONV_NS {
 
-//
 // M: the arithmetic, Couple or that of S; of couples a chunk and its runs count two channels as
 // one.
 template <class M>
