@@ -87,6 +87,21 @@ def test_weight_gradient_of_a_1x1_is_right(problem, layouts, isa):
     assert_good(ours, theirs, truth, torch.bfloat16)
 
 
+@pytest.mark.parametrize("count", range(1, 7))
+@pytest.mark.parametrize("channels", [16, 32, 48, 64])
+def test_every_register_tile(channels, count, isa):
+    """1 to 6 operands, pixels or rows of the gradient, and 1 to 4 vectors of 16 channels."""
+    x, w = torch.randn(1, 20, 2, count + 1).bfloat16(), torch.randn(channels, 20, 2, 2).bfloat16()
+    truth = torch.conv2d(x.double(), w.double())
+    assert_good(fastconv.conv2d(x, w), torch.conv2d(x, w), truth, torch.bfloat16)
+    x, dy = torch.randn(1, channels, 3, 5).bfloat16(), torch.randn(1, count, 3, 5).bfloat16()
+    ours = torch.ops.fastconv.conv2d_weight_grad(x, dy, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 0)
+    size = (count, channels, 1, 1)
+    theirs = torch.nn.grad.conv2d_weight(x, size, dy)
+    truth = torch.nn.grad.conv2d_weight(x.double(), size, dy.double())
+    assert_good(ours, theirs, truth, torch.bfloat16)
+
+
 def test_an_infinite_pixel_reaches_its_own_channels_of_the_weight_gradient(isa):
     x, dy = torch.randn(1, 40, 3, 5).bfloat16(), torch.randn(1, 9, 3, 5).bfloat16()
     x[0, 7, 2, 4], dy[0, 3, 0, 1] = float("inf"), float("nan")
