@@ -144,3 +144,21 @@ def test_large_tiles_and_small_ones():
             assert_good(fastconv.conv2d(x, w, b, *window), theirs, truth, FLOAT, 8.0, str(tile))
     finally:
         _C.set_winograd_tile(0, 0)
+
+
+def test_threads_store_the_images_between_each_other_apart():
+    """Whole vectors of every second pixel of NCHW: a thread must not store another's pixels."""
+    w, before = torch.randn(176, 16, 5, 5), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        for seed in range(40):
+            dy = torch.randn(1, 176, 13, 16, generator=torch.Generator().manual_seed(seed))
+            args = (17, 40, 1, 1, 0, 0, 0, 12, 1, 2, 11, 0)
+            dy = torch.cat([dy] * 3, -1)[..., :44]
+            ours = torch.ops.fastconv.conv2d_input_grad(dy, w, *args)
+            torch.set_num_threads(1)
+            alone = torch.ops.fastconv.conv2d_input_grad(dy, w, *args)
+            torch.set_num_threads(3)
+            assert torch.equal(ours, alone)
+    finally:
+        torch.set_num_threads(before)

@@ -10,6 +10,7 @@ struct PanelStore {
   int64_t bias_s, r_k, r_p, r_q, y_k, y_p, y_q;
   int64_t lanes;
   Activation activation;
+  bool apart;  // pixels of other images, which other threads store, lie between
 };
 
 // Output channels k .. k + lanes of group g of image n.
@@ -30,7 +31,8 @@ inline PanelStore<S> channel_store(const TapConv& job, int64_t n, int64_t g, int
           job.ys[2],
           job.ys[3],
           lanes,
-          job.activation};
+          job.activation,
+          job.lattice.w > 1};
 }
 
 template <class S>
@@ -92,8 +94,15 @@ inline void store_pixels(const PanelStore<S>& to, const Compute<S>* acc, const C
       Vec<T> v = rows[k] + broadcast<T>(bias[half + k]);
       if (to.residual)
         v += load_lanes<S>(to.residual + (half + k) * to.r_k + p * to.r_p + q * to.r_q, n);
-      store_lanes<S>(to.y + (half + k) * to.y_k + p * to.y_p + q * to.y_q,
-                     activate<T>(v, kActivation), n, to.y_q);
+      S* y = to.y + (half + k) * to.y_k + p * to.y_p + q * to.y_q;
+      v = activate<T>(v, kActivation);
+      // NOTE whole vectors of every second pixel are stored with what lies between.
+      if (to.apart && n == W) {
+        store_lanes<S>(y, v, W - 1, to.y_q);
+        y[(W - 1) * to.y_q] = Narrow<S>::from(v[W - 1]);
+      } else {
+        store_lanes<S>(y, v, n, to.y_q);
+      }
     }
   }
 }

@@ -5,76 +5,20 @@
 //   weights  u_p = sum_r g_r p^r / prod_{q != p} (p - q)  u_inf = g_{r-1}
 //   outputs  y_i = sum_p m_p p^i                         y_{m-1} also takes m_inf
 // The weight gradient takes the transposes: output gradients to points, and points to taps.
-// Points: 0, pairs of p and -p, whose even and odd terms are shared, and infinity.
+// Points: 0, a, -a, b, -b or 0, 1, -1, and infinity.
 namespace fastconv::FASTCONV_NS {
 
 typedef Vec<float> Lane;
+constexpr float kA = 0.625f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB;
+constexpr float kNorm0 = 1 / (kA2 * kB2);  // 1 / prod (p - q) of 0, +-a, +-b
+constexpr float kNormA = 1 / (2 * kA2 * (kA2 - kB2)), kNormB = 1 / (2 * kB2 * (kB2 - kA2));
 
-// Of n pairs of points, made from exact numbers: coefficients of x^2k.
-template <int n>
-struct PointTable {
-  float power[n][8];               // p^i
-  float all[n + 1], others[n][n];  // of prod (x^2 - p^2), and without the pair's own factor
-  float norm_zero, norm[n];        // 1 / prod (p - q) of zero and of either of a pair
-};
-
-template <int n>
-constexpr PointTable<n> make_points(const double (&p)[n]) {
-  PointTable<n> t = {};
-  for (int without = -1; without < n; ++without) {
-    double c[n + 1] = {1}, norm = without < 0 ? 1 : 2 * p[without] * p[without];
-    int degree = 0;
-    for (int i = 0; i < n; ++i) {
-      if (i == without) continue;
-      for (int k = ++degree; k >= 0; --k) c[k] = (k ? c[k - 1] : 0) - p[i] * p[i] * c[k];
-      norm *= (without < 0 ? 0 : p[without] * p[without]) - p[i] * p[i];
-    }
-    for (int k = 0; k <= degree; ++k) (without < 0 ? t.all[k] : t.others[without][k]) = (float)c[k];
-    (without < 0 ? t.norm_zero : t.norm[without]) = (float)(1 / norm);
-  }
-  for (int j = 0; j < n; ++j) {
-    double power = 1;
-    for (int i = 0; i < 8; ++i, power *= p[j]) t.power[j][i] = (float)power;
-  }
-  return t;
-}
-
-// By the number of finite points. Those of three make errors as small as direct ones; of five half
-// of what 0, +-1, +-2 would; of seven as small as any: four times those of five.
-template <int kFinite>
-constexpr auto find_points() {
-  if constexpr (kFinite == 3) return make_points<1>({1});
-  if constexpr (kFinite == 5) return make_points<2>({0.625, 1.5});
-  if constexpr (kFinite == 7) return make_points<3>({0.5, 1, 2});
-}
-template <int kFinite>
-constexpr auto kTable = find_points<kFinite>();
-
-// sum over k < n of c[k] * d[2 k].
-template <int n>
-FASTCONV_INLINE Lane every_second(const float (&c)[n], const Lane* d) {
-  Lane sum = c[n - 1] * d[2 * (n - 1)];
-#pragma GCC unroll 4
-  for (int k = n - 2; k >= 0; --k) sum += c[k] * d[2 * k];
-  return sum;
-}
-
-// sum over even, and over odd i < n of p^i * d[i].
-template <int n>
-FASTCONV_INLINE Lane even_powers(const float (&power)[8], const Lane* d) {
-  Lane sum = d[0];
-#pragma GCC unroll 4
-  for (int i = 2; i < n; i += 2) sum += power[i] * d[i];
-  return sum;
-}
-template <int n>
-FASTCONV_INLINE Lane odd_powers(const float (&power)[8], const Lane* d) {
-  if constexpr (n < 2) return Lane{};
-  Lane sum = power[1] * d[1];
-#pragma GCC unroll 4
-  for (int i = 3; i < n; i += 2) sum += power[i] * d[i];
-  return sum;
-}
+// Of F(6, 3): 0, +-1/2, +-1, +-2. The symmetric sums of two squares, for each the other two's.
+constexpr int kThree = 3;
+constexpr float kPoint[kThree] = {0.5f, 1, 2}, kSquare[kThree] = {0.25f, 1, 4};
+constexpr float kSum[kThree] = {5, 4.25f, 1.25f}, kProduct[kThree] = {4, 1, 0.25f};
+constexpr float kNorm[kThree] = {1 / (0.5f * 0.75f * 3.75f), -1 / (2 * 0.75f * 3),
+                                 1 / (8 * 3.75f * 3)};
 
 // Axes and forms known when compiled; see winograd.h. Of stride 1 an axis' points are kFinite ones
 // and infinity, of stride 2 kFinite ones of the even inputs and kM of the odd ones.
@@ -117,14 +61,27 @@ FASTCONV_INLINE auto by_tile_form(const WinogradForm& form, F f) {
 // Inputs to finite points.
 template <int kFinite>
 FASTCONV_INLINE void finite_inputs(const Lane* d, Lane* v) {
-  constexpr const auto& t = kTable<kFinite>;
-  v[0] = every_second(t.all, d);
+  if constexpr (kFinite == 3) {
+    v[0] = d[2] - d[0];
+    v[1] = d[2] + d[1];
+    v[2] = d[2] - d[1];
+  } else if constexpr (kFinite == 7) {
+    v[0] = d[6] - d[0] + 5.25f * (d[2] - d[4]);
 #pragma GCC unroll 3
-  for (int j = 0; j < kFinite / 2; ++j) {
-    const Lane even = every_second(t.others[j], d + 2);
-    const Lane odd = t.power[j][1] * every_second(t.others[j], d + 1);
-    v[1 + 2 * j] = even + odd;
-    v[2 + 2 * j] = even - odd;
+    for (int j = 0; j < kThree; ++j) {
+      const Lane even = d[6] - kSum[j] * d[4] + kProduct[j] * d[2];
+      const Lane odd = kPoint[j] * (d[5] - kSum[j] * d[3] + kProduct[j] * d[1]);
+      v[1 + 2 * j] = even + odd;
+      v[2 + 2 * j] = even - odd;
+    }
+  } else {
+    const Lane even_a = d[4] - kB2 * d[2], odd_a = d[3] - kB2 * d[1];
+    const Lane even_b = d[4] - kA2 * d[2], odd_b = d[3] - kA2 * d[1];
+    v[0] = even_a - kA2 * d[2] + (kA2 * kB2) * d[0];
+    v[1] = even_a + kA * odd_a;
+    v[2] = even_a - kA * odd_a;
+    v[3] = even_b + kB * odd_b;
+    v[4] = even_b - kB * odd_b;
   }
 }
 
@@ -140,20 +97,44 @@ FASTCONV_INLINE void input_axis(const Lane* d, Lane* v) {
     for (int i = 0; i < A::kM; ++i) v[A::kFinite + i] = d[2 * i + 1];
   } else {
     finite_inputs<A::kFinite>(d, v);
-    v[A::kFinite] = every_second(kTable<A::kFinite>.all, d + 1);
+    if constexpr (A::kFinite == 3)
+      v[3] = d[3] - d[1];
+    else if constexpr (A::kFinite == 7)
+      v[7] = d[7] - d[1] + 5.25f * (d[3] - d[5]);
+    else
+      v[5] = d[5] - (kA2 + kB2) * d[3] + (kA2 * kB2) * d[1];
   }
 }
 
 // kTaps taps to finite points.
 template <int kFinite, int kTaps>
 FASTCONV_INLINE void finite_weights(const Lane* g, Lane* u) {
-  constexpr const auto& t = kTable<kFinite>;
-  u[0] = t.norm_zero * g[0];
+  if constexpr (kFinite == 3) {
+    const Lane even = (kTaps == 3 ? g[0] + g[2] : g[0]) * 0.5f, odd = g[1] * 0.5f;
+    u[0] = -g[0];
+    u[1] = even + odd;
+    u[2] = even - odd;
+  } else if constexpr (kFinite == 7) {
+    u[0] = -g[0];
 #pragma GCC unroll 3
-  for (int j = 0; j < kFinite / 2; ++j) {
-    const Lane even = even_powers<kTaps>(t.power[j], g), odd = odd_powers<kTaps>(t.power[j], g);
-    u[1 + 2 * j] = t.norm[j] * (even + odd);
-    u[2 + 2 * j] = t.norm[j] * (even - odd);
+    for (int j = 0; j < kThree; ++j) {
+      const Lane even = kNorm[j] * (g[0] + kSquare[j] * g[2]);
+      const Lane odd = (kNorm[j] * kPoint[j]) * g[1];
+      u[1 + 2 * j] = even + odd;
+      u[2 + 2 * j] = even - odd;
+    }
+  } else {
+    Lane even_a = g[0], odd_a = g[1], even_b = g[0], odd_b = g[1];
+    if constexpr (kTaps >= 3) even_a += kA2 * g[2], even_b += kB2 * g[2];
+    if constexpr (kTaps == 5) {
+      even_a += (kA2 * kA2) * g[4], odd_a += kA2 * g[3];
+      even_b += (kB2 * kB2) * g[4], odd_b += kB2 * g[3];
+    }
+    u[0] = kNorm0 * g[0];
+    u[1] = kNormA * (even_a + kA * odd_a);
+    u[2] = kNormA * (even_a - kA * odd_a);
+    u[3] = kNormB * (even_b + kB * odd_b);
+    u[4] = kNormB * (even_b - kB * odd_b);
   }
 }
 
@@ -172,21 +153,32 @@ FASTCONV_INLINE void weight_axis(const Lane* g, Lane* u) {
 // Finite points to kM outputs.
 template <int kFinite, int kM>
 FASTCONV_INLINE void finite_outputs(const Lane* m, Lane* y) {
-  constexpr const auto& t = kTable<kFinite>;
-  constexpr int n = kFinite / 2;
-  Lane of[2][n];  // the sums and the differences of pairs
+  if constexpr (kFinite == 3) {
+    y[0] = m[0] + (m[1] + m[2]);
+    y[1] = m[1] - m[2];
+  } else if constexpr (kFinite == 7) {
+    Lane even[kThree], odd[kThree];
 #pragma GCC unroll 3
-  for (int j = 0; j < n; ++j) {
-    of[0][j] = m[1 + 2 * j] + m[2 + 2 * j];
-    of[1][j] = m[1 + 2 * j] - m[2 + 2 * j];
+    for (int j = 0; j < kThree; ++j) {
+      even[j] = m[1 + 2 * j] + m[2 + 2 * j];
+      odd[j] = m[1 + 2 * j] - m[2 + 2 * j];
+    }
+    y[0] = m[0] + even[0] + even[1] + even[2];
+    y[1] = 0.5f * odd[0] + odd[1] + 2 * odd[2];
+    y[2] = 0.25f * even[0] + even[1] + 4 * even[2];
+    y[3] = 0.125f * odd[0] + odd[1] + 8 * odd[2];
+    y[4] = 0.0625f * even[0] + even[1] + 16 * even[2];
+    y[5] = 0.03125f * odd[0] + odd[1] + 32 * odd[2];
+  } else {
+    const Lane even_a = m[1] + m[2], odd_a = m[1] - m[2];
+    const Lane even_b = m[3] + m[4], odd_b = m[3] - m[4];
+    y[0] = m[0] + (even_a + even_b);
+    y[1] = kA * odd_a + kB * odd_b;
+    if constexpr (kM == 4) {
+      y[2] = kA2 * even_a + kB2 * even_b;
+      y[3] = kA2 * kA * odd_a + kB2 * kB * odd_b;
+    }
   }
-#pragma GCC unroll 6
-  for (int i = 0; i < kM; ++i) {
-    y[i] = t.power[0][i] * of[i % 2][0];
-#pragma GCC unroll 3
-    for (int j = 1; j < n; ++j) y[i] += t.power[j][i] * of[i % 2][j];
-  }
-  y[0] += m[0];
 }
 
 template <class A>
@@ -205,13 +197,29 @@ FASTCONV_INLINE void output_axis(const Lane* m, Lane* y) {
 // The transpose of output_axis.
 template <class A>
 FASTCONV_INLINE void grad_axis(const Lane* y, Lane* v) {
-  constexpr const auto& t = kTable<A::kFinite>;
   v[0] = y[0];
+  if constexpr (A::kFinite == 3) {
+    v[1] = y[0] + y[1];
+    v[2] = y[0] - y[1];
+  } else if constexpr (A::kFinite == 7) {
 #pragma GCC unroll 3
-  for (int j = 0; j < A::kFinite / 2; ++j) {
-    const Lane even = even_powers<A::kM>(t.power[j], y), odd = odd_powers<A::kM>(t.power[j], y);
-    v[1 + 2 * j] = even + odd;
-    v[2 + 2 * j] = even - odd;
+    for (int j = 0; j < kThree; ++j) {
+      constexpr float kP[kThree] = {0.5f, 1, 2};
+      const float s = kSquare[j];
+      const Lane even = y[0] + s * (y[2] + s * y[4]), odd = kP[j] * (y[1] + s * (y[3] + s * y[5]));
+      v[1 + 2 * j] = even + odd;
+      v[2 + 2 * j] = even - odd;
+    }
+  } else {
+    Lane even_a = y[0], odd_a = kA * y[1], even_b = y[0], odd_b = kB * y[1];
+    if constexpr (A::kM == 4) {
+      even_a += kA2 * y[2], odd_a += kA2 * kA * y[3];
+      even_b += kB2 * y[2], odd_b += kB2 * kB * y[3];
+    }
+    v[1] = even_a + odd_a;
+    v[2] = even_a - odd_a;
+    v[3] = even_b + odd_b;
+    v[4] = even_b - odd_b;
   }
   if constexpr (A::kStride == 2)
     for (int i = 0; i < A::kM; ++i) v[A::kFinite + i] = y[i];
@@ -222,21 +230,31 @@ FASTCONV_INLINE void grad_axis(const Lane* y, Lane* v) {
 // The transpose of finite_weights.
 template <int kFinite, int kTaps>
 FASTCONV_INLINE void finite_taps(const Lane* z, Lane* g) {
-  constexpr const auto& t = kTable<kFinite>;
-  constexpr int n = kFinite / 2;
-  Lane of[2][n];
+  if constexpr (kFinite == 3) {
+    const Lane even = 0.5f * (z[1] + z[2]);
+    g[0] = even - z[0];
+    g[1] = 0.5f * (z[1] - z[2]);
+    if constexpr (kTaps == 3) g[2] = even;
+  } else if constexpr (kFinite == 7) {
+    g[0] = -z[0], g[1] = g[2] = Lane{};
 #pragma GCC unroll 3
-  for (int j = 0; j < n; ++j) {
-    of[0][j] = t.norm[j] * (z[1 + 2 * j] + z[2 + 2 * j]);
-    of[1][j] = t.norm[j] * (z[1 + 2 * j] - z[2 + 2 * j]);
+    for (int j = 0; j < kThree; ++j) {
+      const Lane even = kNorm[j] * (z[1 + 2 * j] + z[2 + 2 * j]);
+      g[0] += even;
+      g[1] += (kNorm[j] * kPoint[j]) * (z[1 + 2 * j] - z[2 + 2 * j]);
+      g[2] += kSquare[j] * even;
+    }
+  } else {
+    const Lane even_a = kNormA * (z[1] + z[2]), odd_a = (kNormA * kA) * (z[1] - z[2]);
+    const Lane even_b = kNormB * (z[3] + z[4]), odd_b = (kNormB * kB) * (z[3] - z[4]);
+    g[0] = kNorm0 * z[0] + (even_a + even_b);
+    g[1] = odd_a + odd_b;
+    if constexpr (kTaps >= 3) g[2] = kA2 * even_a + kB2 * even_b;
+    if constexpr (kTaps == 5) {
+      g[3] = kA2 * odd_a + kB2 * odd_b;
+      g[4] = (kA2 * kA2) * even_a + (kB2 * kB2) * even_b;
+    }
   }
-#pragma GCC unroll 5
-  for (int r = 0; r < kTaps; ++r) {
-    g[r] = t.power[0][r] * of[r % 2][0];
-#pragma GCC unroll 3
-    for (int j = 1; j < n; ++j) g[r] += t.power[j][r] * of[r % 2][j];
-  }
-  g[0] += t.norm_zero * z[0];
 }
 
 // The transpose of weight_axis.
