@@ -149,15 +149,13 @@ def test_large_tiles_and_small_ones():
 def test_threads_store_the_images_between_each_other_apart():
     """Whole vectors of every second pixel of NCHW: a thread must not store another's pixels."""
     w, before = torch.randn(176, 16, 5, 5), torch.get_num_threads()
+    args = (17, 24, 1, 1, 0, 0, 0, 0, 1, 2, 11, 0)
     try:
-        torch.set_num_threads(3)
-        for seed in range(40):
-            dy = torch.randn(1, 176, 13, 16, generator=torch.Generator().manual_seed(seed))
-            args = (17, 24, 1, 1, 0, 0, 0, 0, 1, 2, 11, 0)
-            ours = torch.ops.fastconv.conv2d_input_grad(dy, w, *args)
-            torch.set_num_threads(1)
-            alone = torch.ops.fastconv.conv2d_input_grad(dy, w, *args)
-            torch.set_num_threads(3)
-            assert torch.equal(ours, alone)
+        torch.set_num_threads(2)
+        for _ in range(100):
+            dy = torch.randn(1, 176, 13, 16)
+            poison = torch.full((1, 176, 17, 24), torch.nan)
+            del poison  # the memory that the output is made of
+            assert torch.ops.fastconv.conv2d_input_grad(dy, w, *args).isfinite().all()
     finally:
         torch.set_num_threads(before)
