@@ -35,6 +35,7 @@ PROBLEMS = {  # input, weight, (stride, padding, dilation, groups); each is more
     "depthwise, strided": ((4, 80, 50, 41), (80, 1, 5, 5), (2, 2, 1, 80)),
     "narrow groups": ((2, 48, 50, 41), (48, 4, 3, 3), (1, 1, 1, 12)),
     "winograd, dilated": ((2, 32, 40, 37), (40, 32, 3, 3), (1, 3, 3, 1)),
+    "winograd, columns between each other": ((1, 176, 17, 24), (176, 16, 5, 5), (1, 0, (1, 2), 11)),
     "dilated past the image": ((2, 16, 40, 37), (24, 16, 3, 3), (1, 40, 40, 1)),
     "few outputs": ((2, 40, 40, 37), (2, 40, 5, 5), (1, 2, 1, 1)),
 }

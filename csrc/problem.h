@@ -11,6 +11,7 @@
 namespace fastconv {
 
 enum class DType : int32_t { f32 = 0, f64 = 1, bf16 = 2, f16 = 3 };
+inline int64_t element_bytes(DType d) { return d == DType::f64 ? 8 : d == DType::f32 ? 4 : 2; }
 enum class Activation : int32_t { none = 0, relu = 1, sigmoid = 2 };
 // What float32 products may be made of; a code of the ops, of no meaning on the CPU.
 enum class Precision : int32_t { ieee = 0, tf32 = 1 };

@@ -15,14 +15,13 @@ def winograd_6x6(allowed: bool = True) -> Iterator[None]:
     A tile of 6 x 6 outputs takes 64 products per input and output channel where F(4x4, 3x3) takes
     81 for as many outputs, and a direct sum 324; but its transforms round four times as coarsely:
     relative to the result a float32 3x3 of 64 to 256 channels errs by 3e-6 to 6e-6, and its weight
-    gradient by up to 17 times what torch's own does. Rounding operands to TF32, as
-    ``torch.set_float32_matmul_precision("high")`` allows on GPUs, errs by 3e-4.
+    gradient by up to 17 times what torch's own does. TF32, which
+    ``torch.set_float32_matmul_precision("high")`` allows on GPUs, keeps 11 bits of each operand.
 
     Of the CPU's 3x3 of stride 1, forward and both gradients, on maps where it spares enough
     products (20 x 20 and more, not 14 x 14), of 3,000 outputs in a batch and more; all else is as
-    before. A layer becomes up to 1.15 times as fast, VGG 16 in training 1.1 times, other networks
-    hardly: their large maps are few. A backward pass is within it
-    where ``backward()`` is called within it. Also a decorator::
+    before. A layer alone becomes up to 1.15 times as fast, whole networks hardly (CONTRIBUTING.md).
+    A backward pass is within it where ``backward()`` is called within it. Also a decorator::
 
         with fastconv.winograd_6x6():
             y = model(x)

@@ -193,7 +193,7 @@ Tensor conv2d_input_grad_cpu(const Tensor& grad, const Tensor& weight, int64_t H
     conv_run(job, row, Direction::input_grad, nullptr);
     return output;
   }
-  const int64_t size = p.dtype == DType::f64 ? 8 : p.dtype == DType::f32 ? 4 : 2;
+  const int64_t size = element_bytes(p.dtype);
   job.stride_h = job.stride_w = 1;
   job.P = p.H, job.Q = p.W;
   job.y = dx.data;

@@ -189,7 +189,7 @@ void run_grouped_grad(const WeightGrad& job, double work) {
 // gradient is zero, and phase by phase its lines would be written several times.
 void zero_outputs(const TapConv& job) {
   constexpr int64_t kPiece = 1 << 20;
-  const int64_t size = job.dtype == DType::f64 ? 8 : job.dtype == DType::f32 ? 4 : 2;
+  const int64_t size = element_bytes(job.dtype);
   const int64_t bytes = job.N * job.G * job.K * job.P * job.Q * size;
   parallel_tasks(ceil_div(bytes, kPiece), (double)bytes, [&](int64_t begin, int64_t end) {
     memset((char*)job.y + begin * kPiece, 0, min64(end * kPiece, bytes) - begin * kPiece);
@@ -323,7 +323,7 @@ void weight_grad_run(WeightGrad job, const PlanRow& row) {
   }
   if (row.algorithm == Algorithm::conv1x1) fold_pixels(job, {job.xs, job.dys});
   if (!exchanges(job, panel_of(job.dtype) / 2)) return run_direct_grad(job, work);
-  const int64_t size = job.dtype == DType::f64 ? 8 : job.dtype == DType::f32 ? 4 : 2;
+  const int64_t size = element_bytes(job.dtype);
   const int64_t taps = job.rows.count * job.cols.count;
   WeightGrad other = exchanged(job);
   other.dw = scratch(Slot::shared, job.G * job.K * job.C * taps * size);

@@ -37,19 +37,6 @@ inline void join_row(float* to, int64_t step, const bf16* first, const bf16* sec
   }
 }
 
-// n pixels whose channels are neighbours. Not by memcpy: a call takes longer than a stem's pixel.
-inline void copy_couples(float* to, int64_t step, const bf16* from, int64_t w_s, int64_t channels,
-                         int64_t n) {
-  constexpr int W = kW<float>;
-  const int64_t whole = channels / 2;
-  for (int64_t j = 0; j < n; ++j, to += step, from += w_s) {
-    int64_t c = 0;
-    for (; c + W <= whole; c += W) store<float>(to + c, load<float>((const float*)(from + 2 * c)));
-    for (; c < whole; ++c) __builtin_memcpy(to + c, from + 2 * c, sizeof *to);
-    if (channels % 2) to[c] = bits_as<float>((uint32_t)from[2 * c].bits);
-  }
-}
-
 // As fill_slab_row.
 inline void fill_couple_row(float* dst, const Slab<float>& slab, const bf16* src, int64_t c_s,
                             int64_t w_s, int64_t channels, int64_t W, int64_t col0, int64_t cols) {
@@ -61,7 +48,11 @@ inline void fill_couple_row(float* dst, const Slab<float>& slab, const bf16* src
     zero(dst, left * slab.w);
     zero(dst + (left + body) * slab.w, right * slab.w);
     dst += left * slab.w;
-    if (c_s == 1) return copy_couples(dst, slab.w, from, w_s, channels, body);
+    for (int64_t j = 0; c_s == 1 && j < body; ++j, dst += slab.w, from += w_s) {
+      dst[slab.w - 1] = 0;  // the neighbour of an odd last channel
+      __builtin_memcpy(dst, from, channels * sizeof(bf16));
+    }
+    if (c_s == 1) return;
   }
   for (int64_t c = 0; c < channels; c += 2) {
     float* to = dst + c / 2 * slab.c;

@@ -20,6 +20,7 @@
 #include "conv_dots.inl"
 #include "conv_axpy.inl"
 #include "conv_few.inl"
+#include "winograd_axis.inl"
 #include "winograd_tile.inl"
 #include "winograd_input.inl"
 #include "conv_winograd.inl"

@@ -11,7 +11,7 @@ namespace fastconv::cuda {
 inline DirectParams direct_input_grad(const ConvProblem& p, const View& dy, const View& w,
                                       const View& dx, int64_t a, int64_t b, const TapAxis& rows,
                                       const TapAxis& cols) {
-  const int64_t bytes = p.dtype == DType::f64 ? 8 : p.dtype == DType::f32 ? 4 : 2;
+  const int64_t bytes = element_bytes(p.dtype);
   DirectParams d = {p, dy, w, {}, dx, nullptr, 0, p.K / p.G * w.stride[0]};
   d.p.C = p.K, d.p.H = p.P, d.p.W = p.Q, d.p.K = p.C;
   d.p.R = rows.count, d.p.S = cols.count;

@@ -4,8 +4,6 @@
 
 namespace fastconv::cuda {
 
-inline int64_t element_bytes(DType d) { return d == DType::f64 ? 8 : d == DType::f32 ? 4 : 2; }
-
 // Elements from one pixel to the next where a tensor is rows of channels (N H W C in that order
 // without gaps between pixels' rows), else 0.
 int64_t pixel_stride(const View& v);
