@@ -1,13 +1,14 @@
 """Every distinct convolution layer of the networks: torch and fastconv, NCHW and channels_last.
 
-    python bench/layers.py [--others] [--backward] [--filter REGEX] [--threads 1] [--batch 1]
-                           [--json FILE]
+    python bench/layers.py [--others] [--directions forward backward step weight] [--filter REGEX]
+                           [--threads 1] [--batch 1] [--json FILE]
 
-Each engine runs in a process of its own and is asked in turn; modules are in eval mode, as in
-inference. A row holds microseconds of the four columns, then of fastconv's better layout: GFLOP/s
-(operations of the direct algorithm), the multiple of the FMA peak measured on top, and the gain
-over torch's better layout (above 1 is faster). ``--backward`` adds rows of input and weight
-gradient together.
+Each engine runs in a process of its own and is asked in turn. A row holds microseconds of the four
+columns, then of fastconv's better layout: GFLOP/s (operations of the direct algorithm), the
+multiple of the FMA peak measured on top, and the gain over torch's better layout (above 1 is
+faster). Directions: ``forward`` of a module in eval mode, as in inference; ``backward``, both
+gradients of one that ran forward; ``step``, the two together in train mode, where weights are
+packed or transformed on every call; ``weight``, the weight's gradient alone.
 """
 
 from __future__ import annotations
@@ -45,18 +46,25 @@ def build(engine: str, request: dict) -> Callable[[], object]:
     ).to(memory_format=layout)
     x = torch.randn(request["batch"], layer.C, layer.H, layer.W, dtype=dtype)
     x = x.contiguous(memory_format=layout)
-    if request["direction"] == "forward":
+    direction = request["direction"]
+    if direction == "forward":
         module.eval().requires_grad_(False)
         return lambda: module(x)
-    y = module(x.requires_grad_())
+    y = module(x.requires_grad_(direction != "weight"))
     dy = torch.randn_like(y)
-    return lambda: torch.autograd.grad(y, (x, module.weight), dy, retain_graph=True)
+    if direction == "step":
+        return lambda: torch.autograd.grad(module(x), (x, module.weight), dy)
+    inputs = (module.weight,) if direction == "weight" else (x, module.weight)
+    return lambda: torch.autograd.grad(y, inputs, dy, retain_graph=True)
+
+
+DIRECTIONS = {"forward": 1, "backward": 2, "step": 3, "weight": 1}  # and their convolutions
 
 
 def floating_operations(layer: Layer, batch: int, direction: str) -> int:
-    """Of the direct algorithm, twice that for both gradients."""
+    """Of the direct algorithm."""
     forward, _ = conv_work(*layer.sizes(batch), element=0)
-    return forward if direction == "forward" else 2 * forward
+    return forward * DIRECTIONS[direction]
 
 
 def table(options: argparse.Namespace) -> tuple[list[dict], int]:
@@ -64,9 +72,10 @@ def table(options: argparse.Namespace) -> tuple[list[dict], int]:
     layers = OTHER_LAYERS if options.others else LAYERS
     layers = [layer for layer in layers if re.search(options.filter, layer.name)]
     width = max((len(layer.name) for layer in layers), default=0)
-    directions = ("forward", "backward") if options.backward else ("forward",)
     requests = [
-        {"name": layer.name, "direction": direction} for layer in layers for direction in directions
+        {"name": layer.name, "direction": direction}
+        for layer in layers
+        for direction in options.directions
     ]
 
     def line(row: dict, peak: float) -> str:
@@ -102,7 +111,14 @@ def main() -> int:
     options.add_argument(
         "--others", action="store_true", help="layers of networks that fastconv does not build"
     )
-    options.add_argument("--backward", action="store_true", help="also input and weight gradient")
+    options.add_argument(
+        "--directions",
+        nargs="+",
+        choices=DIRECTIONS,
+        default=["forward"],
+        metavar="NAME",
+        help=f"of {', '.join(DIRECTIONS)}; default: forward",
+    )
     options = options.parse_args()
     if options.worker:
         work(options, build)

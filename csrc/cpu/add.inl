@@ -11,7 +11,7 @@ template <class S, bool kGrad, Activation kActivation>
 inline void pair_row(const S* a, int64_t a_s, const S* b, int64_t b_s, S* out, int64_t out_s,
                      int64_t n) {
   typedef Compute<S> T;
-  constexpr int W = kW<T>, U = 4;
+  constexpr int W = kW<T>, U = 8;
   auto vector = [&](int64_t at) {
     Vec<T> v = pair_vector<T, kGrad>(load_widened<S>(a + at), load_widened<S>(b + at), kActivation);
     opaque<T>(v);

@@ -188,8 +188,8 @@ static inline TileSize tile_size(int64_t stride, int64_t pixels, int64_t channel
 // Zen 4, channel-last 3x3, times as fast by % of the products: 64->64 @224 1.12 (80 %), 128->128
 // @28 1.16 (82), 256->256 @28 1.15 (82), @14 0.97 (91). That is with weights in L3; in a whole
 // network 64 matrices of them come from memory, and with 400 outputs as the least ResNet-18 and
-// GoogLeNet were 0.97 times as fast, VGG 16 1.00; so 1.00, 1.00, 1.02, in training 1.0, 1.03,
-// 1.01 to 1.12.
+// GoogLeNet were 0.97 times as fast, VGG 16 1.00; with 3,000 they were 0.99, 0.97 and 1.02, in
+// training 1.0, 1.03 and 1.01 to 1.12.
 constexpr int64_t kLargestPercent = 87, kLargestPixels = 3000;
 
 static inline bool pays_largest(int64_t images, int64_t P, int64_t Q) {
