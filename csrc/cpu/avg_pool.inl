@@ -174,35 +174,22 @@ inline void avg_plane(const PoolJob& j, const AvgPlane<Compute<S>>& a, int64_t n
   }
 }
 
-// A strip of W windows of a plane, walked down: the rows of a window are added first.
-template <class S, int K>
-FASTCONV_INLINE void avg_strip(const PoolJob& j, const AvgPlane<Compute<S>>& a, const Strip<S>& of,
-                               int64_t n, int64_t c) {
+// A row of a plane's windows, of which so many rows are inside: they are added first.
+template <class S, int K, class Row>
+FASTCONV_INLINE void avg_strips_row(const PoolJob& j, const AvgPlane<Compute<S>>& a,
+                                    const Row& strips, const S* x, int64_t rows, S* y,
+                                    Divisor<Compute<S>> even, int64_t counted) {
   typedef Compute<S> T;
-  const Strip<S> strip = of;  // in registers
-  const PoolAxis rows = j.p.rows;
-  const int64_t x_row = j.x.stride[2], y_row = j.y.stride[2], count = j.p.rows.out;
-  const S* x = at<S>(j.x, n, c, 0, strip.column);
-  S* y = at<S>(j.y, n, c, 0, strip.q);
-  const double given = j.p.divisor;
-  const auto whole = Divisor<T>::make(given ? given : a.even * K);
-  for (int64_t p = 0; p < count; ++p, y += y_row) {
-    const int64_t top = p * 2 - rows.pad;
-    const bool inside = top >= 0 && top + K <= rows.in;
-    const Range h = inside ? Range{top, top + K} : window_of(rows, p);
-    const int64_t counted = inside ? K : count_of(j.p, rows, p);
-    const auto even = inside ? whole : Divisor<T>::make(given ? given : a.even * (double)counted);
-    const S* from = x + h.first * x_row;
-    StripRow<T> sum = strip.template read<K>(from);
-    auto add = [&](int64_t r) __attribute__((always_inline)) {
-      const StripRow<T> row = strip.template read<K>(from + r * x_row);
+  const int64_t x_row = j.x.stride[2];
+  strips.each([&](const Strip<S>& strip, auto whole) __attribute__((always_inline)) {
+    constexpr bool kWhole = decltype(whole)::value;
+    const S* from = x + strip.column;
+    StripRow<T> sum = strip.template read<K, kWhole>(from);
+    for (int64_t r = 1; r < rows; ++r) {
+      const StripRow<T> row = strip.template read<K, kWhole>(from + r * x_row);
       sum.low += row.low, sum.high += row.high;
       if (K == 3) sum.next += row.next;
-    };
-    if (inside)
-      for (int r = 1; r < K; ++r) add(r);
-    else
-      for (int64_t r = 1; r < h.last - h.first; ++r) add(r);
+    }
     Vec<T> tap[K];
     sum.taps(tap);
     Vec<T> total = tap[0] + tap[1];
@@ -211,18 +198,43 @@ FASTCONV_INLINE void avg_strip(const PoolJob& j, const AvgPlane<Compute<S>>& a, 
       total *= even.inverse;
     else
       total /= a.divisor(j.p, (T)counted, strip.q);
-    store_lanes<S>(y, total, strip.windows, 1);
+    store_lanes<S>(y + strip.q, total, kWhole ? kW<T> : strip.windows, 1);
+  });
+}
+
+// `strips` by value: one strip lies in registers.
+template <class S, int K, class Row>
+inline void avg_strips_planes(const PoolJob& j, const AvgPlane<Compute<S>>& a, const Row strips,
+                              int64_t begin, int64_t end) {
+  const PoolAxis rows = j.p.rows;
+  auto even = [&](int64_t counted) {
+    return Divisor<Compute<S>>::make(j.p.divisor ? (double)j.p.divisor : a.even * counted);
+  };
+  const auto inside = even(K);
+  const int64_t x_row = j.x.stride[2];
+  for (int64_t t = begin; t < end; ++t) {
+    const S* x = at<S>(j.x, t / j.p.C, t % j.p.C, 0, 0);
+    S* y = at<S>(j.y, t / j.p.C, t % j.p.C, 0, 0);
+    for (int64_t p = 0; p < rows.out; ++p, y += j.y.stride[2]) {
+      const int64_t top = p * 2 - rows.pad;
+      if (top >= 0 && top + K <= rows.in) {
+        avg_strips_row<S, K>(j, a, strips, x + top * x_row, K, y, inside, K);
+        continue;
+      }
+      const Range h = window_of(rows, p);
+      const int64_t counted = count_of(j.p, rows, p);
+      avg_strips_row<S, K>(j, a, strips, x + h.first * x_row, h.last - h.first, y, even(counted),
+                           counted);
+    }
   }
 }
 
 template <class S, int K>
 inline void avg_strips(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
-  typedef Compute<S> T;
-  AvgPlane<T> plane = AvgPlane<T>::make(j.p, scratch);
+  AvgPlane<Compute<S>> plane = AvgPlane<Compute<S>>::make(j.p, scratch);
   plane.prepare(j.p);
   const Strips<S> strips(j.p.cols, 0, (char*)scratch + align64(plane.total));
-  for (int64_t t = begin; t < end; ++t)
-    for (const Strip<S>& s : strips) avg_strip<S, K>(j, plane, s, t / j.p.C, t % j.p.C);
+  strips.use([&](const auto& row) { avg_strips_planes<S, K>(j, plane, row, begin, end); });
 }
 
 template <class S>

@@ -8,11 +8,6 @@ namespace fastconv::FASTCONV_NS {
 
 constexpr int kTapRun = kGroupedRuns;  // taps of a row in registers; longer rows are cut
 
-template <int kValue>
-struct Constant {
-  static constexpr int value = kValue;
-};
-
 struct GroupedGradScratch {
   int64_t totals, inputs, grads, total;  // bytes before each but the first
 };

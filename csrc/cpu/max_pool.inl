@@ -299,10 +299,10 @@ inline void max_planes(const PoolJob& j, void* scratch, int64_t begin, int64_t e
       max_plane<S, kIndex, true, 0>(j, band, m, t / j.p.C, t % j.p.C);
 }
 
-// A strip of W windows of a plane, walked down: the maxima of a row's windows are found first, then
-// those of the rows, so that the first of equals wins in row-major order too. The last row of a
-// window of three is the next one's first. Instead of a row in the padding its neighbour is read
-// again, which wins against nothing.
+// A strip of W windows of a plane, walked down: the maxima of a row's
+// windows are found first, then those of the rows, so that the first of equals wins in row-major
+// order too. The last row of a window of three is the next one's first. Instead of a row in the
+// padding its neighbour is read again, which wins against nothing.
 template <class S, bool kIndex, class P, bool kExact, int K>
 FASTCONV_INLINE void max_strip(const PoolJob& j, const Strip<S>& of, int64_t n, int64_t c,
                                Vec<Compute<S>>& seen) {
@@ -320,7 +320,7 @@ FASTCONV_INLINE void max_strip(const PoolJob& j, const Strip<S>& of, int64_t n, 
   Vec<T> read = seen, row_best;
   P row_place;
   auto row = [&](const S* from) __attribute__((always_inline)) {
-    const StripRow<T> columns = strip.template read<K>(from);
+    const StripRow<T> columns = strip.template read<K, false>(from);
     const Vec<T> pair = columns.low + columns.high;
     read += strip.lone ? pair + columns.next : pair;
     Vec<T> tap[K];
@@ -359,9 +359,11 @@ inline void max_strips(const PoolJob& j, void* scratch, int64_t begin, int64_t e
   for (int64_t t = begin; t < end; ++t) {
     const int64_t n = t / j.p.C, c = t % j.p.C;
     Vec<T> seen = {};
-    for (const Strip<S>& s : strips) max_strip<S, kIndex, P, false, K>(j, s, n, c, seen);
+    strips.each(
+        [&](const Strip<S>& s, auto) { max_strip<S, kIndex, P, false, K>(j, s, n, c, seen); });
     if (has_nan<T>(seen))
-      for (const Strip<S>& s : strips) max_strip<S, kIndex, P, true, K>(j, s, n, c, seen);
+      strips.each(
+          [&](const Strip<S>& s, auto) { max_strip<S, kIndex, P, true, K>(j, s, n, c, seen); });
   }
 }
 

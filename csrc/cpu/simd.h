@@ -270,6 +270,12 @@ FASTCONV_INLINE Vec<T> sum_lanes(const Vec<T>* rows) {
   return sums[0];
 }
 
+// A constant as an argument.
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
 // exp(x) for float vectors: 2^n * 2^f, |f| <= 1/2, degree-7 polynomial of 2^f's Taylor series in
 // f ln 2, whose remainder is 5e-9. Arguments are clamped where float exp is 0 or inf.
 FASTCONV_INLINE Vec<float> exp_approx(Vec<float> x) {

@@ -1,9 +1,9 @@
 // Strips: planes pooled by windows of two or three taps, two columns apart, read where they lie.
 //
 // W windows of a row need two vectors of it: their even elements are the first taps, the odd ones
-// the second, and the third are the even ones moved on by one window. A strip of W windows is
-// walked down its plane, so a plane costs no more to set up than a mask; columns in the padding are
-// masked away.
+// the second, and the third are the even ones moved on by one window. A row's strips of W windows
+// follow each other, so x and y are read and written in the order of memory; columns in the padding
+// are masked away.
 namespace fastconv::FASTCONV_NS {
 
 // A row's columns in a strip, or what was made of several rows': the even ones are the first taps
@@ -42,15 +42,23 @@ struct Strip {
     return {min64(max64(-from, 0), W), max64(min64(in - from, W), 0)};
   }
 
+  // All of its windows, of three taps and of two, read places inside the input.
+  bool whole() const {
+    return windows == W && low.last - low.first == W && high.last - high.first == W && more;
+  }
+
   FASTCONV_INLINE Vec<T> load(const S* x, Range r) const {
     if (!kMasks && r.last - r.first == W) return load_widened<S>(x);
     return load_between<S>(x, r.first, r.last, broadcast<T>(outside));
   }
 
   // What a row of windows of K taps reads, from the strip's first column on.
-  template <int K>
+  template <int K, bool kWhole>
   FASTCONV_INLINE StripRow<T> read(const S* x) const {
     static_assert(K == 2 || K == 3, "taps that two vectors hold, but for one element");
+    if (kWhole)
+      return {load_widened<S>(x), load_widened<S>(x + W),
+              broadcast<T>(widen(x[K == 3 ? 2 * W : 0]))};
     StripRow<T> r = {load(x, low), load(x + W, high), broadcast<T>(outside)};
     if (K == 3 && more) r.next = broadcast<T>(widen(x[2 * W]));
     return r;
@@ -73,15 +81,40 @@ class Strips {
     last = first;
     for (int64_t q = 0; q < cols.out; q += W)
       *last++ = Strip<S>(cols, kMasks ? q : min64(q, max64(cols.out - W, 0)), outside);
+    for (from = first; from < last && !from->whole();) ++from;
+    for (to = from; to < last && to->whole();) ++to;
   }
   static int64_t bytes(const PoolAxis& cols) {
     return ceil_div(cols.out, kW<Compute<S>>) * sizeof(Strip<S>);
   }
-  const Strip<S>* begin() const { return first; }
-  const Strip<S>* end() const { return last; }
+
+  // Calls f(strip, whether it is whole, as a constant) for each.
+  template <class F>
+  FASTCONV_INLINE void each(F f) const {
+    const Strip<S>* s = first;
+    for (; s < from; ++s) f(*s, Constant<0>());
+    for (; s < to; ++s) f(*s, Constant<1>());
+    for (; s < last; ++s) f(*s, Constant<0>());
+  }
+
+  // Calls f(these) or, where there is one, f(that one in registers).
+  template <class F>
+  FASTCONV_INLINE void use(F f) const {
+    if (last - first > 1) return f(*this);
+    const Only only = {*first};
+    f(only);
+  }
 
  private:
-  Strip<S>*first, *last;
+  struct Only {
+    Strip<S> strip;
+
+    template <class F>
+    FASTCONV_INLINE void each(F f) const {
+      f(strip, Constant<0>());
+    }
+  };
+  Strip<S>*first, *last, *from, *to;
 };
 
 }  // namespace fastconv::FASTCONV_NS
