@@ -35,6 +35,8 @@
 #include "pool.inl"
 #include "strips.inl"
 #include "avg_pool.inl"
+#include "max_places.inl"
+#include "max_strips.inl"
 #include "max_pool.inl"
 #include "max_pool_grad.inl"
 #include "add.inl"

@@ -14,26 +14,6 @@ struct TapInt<double> {
   typedef int64_t type;
 };
 
-// The places of a vector of maxima while they are compared: where an output's index is a byte, as
-// narrow as the instruction set has masks for.
-template <class T>
-struct BytePlaces {
-  typedef IVec<T> type;
-};
-#if defined(__AVX512F__)
-template <>
-struct BytePlaces<float> {
-  typedef Bytes type;
-};
-#endif
-
-template <class P>
-FASTCONV_INLINE P all_places(int64_t place) {
-  auto each = P{}[0];
-  each = place;
-  return P{} + each;
-}
-
 // How a row of outputs reads and what it writes. Tap (r, s) of output element i is
 // x[i + r * row + col[s]]; its place is r * down + s * right, counted from its window's first tap.
 template <class S, class E>
@@ -66,54 +46,6 @@ struct MaxRow {
     origin = h0 * j.p.cols.in - j.p.cols.pad;
   }
 };
-
-// The first `lanes` of W bytes. NOTE a load that straddles what was just stored waits until that
-// has left the store buffer, so no buffer where there are masks.
-template <int W, class V>
-FASTCONV_INLINE void store_bytes(uint8_t* to, V bytes, int64_t lanes) {
-#if defined(__AVX512F__)
-  if constexpr (W == 16) return _mm_mask_storeu_epi8(to, (1u << lanes) - 1, (__m128i)bytes);
-#endif
-  if (lanes == W) return (void)__builtin_memcpy(to, &bytes, W);
-  uint8_t buffer[W];
-  __builtin_memcpy(buffer, &bytes, W);
-  copy_short<W / 2>(to, buffer, lanes);
-}
-
-// Indices of `lanes` outputs from element `to` on, `step` elements apart. The first one's window
-// starts at `window` in the plane, and the others' `across` apart.
-template <class T, class P>
-FASTCONV_INLINE void store_places(const PoolJob& j, int64_t to, int64_t step, P places,
-                                  int64_t lanes, int64_t window, int64_t across) {
-  constexpr int W = kW<T>;
-  if (sizeof(P) == W || j.index_type == IndexType::window8) {
-    uint8_t* out = (uint8_t*)j.index.data + to;
-    const auto bytes = __builtin_convertvector(places, typename IndexOf<uint8_t, T>::type);
-    if (step == 1)
-      store_bytes<W>(out, bytes, lanes);
-    else
-      for (int64_t i = 0; i < lanes; ++i) out[i * step] = bytes[i];
-  } else if (j.index_type == IndexType::window32) {
-    int32_t* out = (int32_t*)j.index.data + to;
-    for (int64_t i = 0; i < lanes; ++i) out[i * step] = (int32_t)places[i];
-  } else {
-    int64_t* out = (int64_t*)j.index.data + to;
-    for (int64_t i = 0; i < lanes; ++i) out[i * step] = window + i * across + places[i];
-  }
-}
-
-// The running maximum: the first of equals wins and, where kExact, any NaN.
-template <bool kIndex, bool kExact, class V, class P>
-FASTCONV_INLINE void maximum(V& best, P& place, V v, P at) {
-  if constexpr (!kIndex && !kExact) {
-    best = v > best ? v : best;
-    return;
-  }
-  auto wins = greater(v, best);
-  if constexpr (kExact) wins |= is_nan(v);
-  best = choose(wins, v, best);
-  if constexpr (kIndex) place = choose(wins, at, place);
-}
 
 // U vectors of maxima from element `at` on over the columns `s` of the windows; kS: their number
 // where it is known. `place` comes as the first column's. What was read is added to `seen`, which
@@ -166,12 +98,6 @@ FASTCONV_INLINE void max_pixel(const PoolJob& j, const MaxRow<S, S>& m, Range s,
     if constexpr (kIndex)
       store_places<T>(j, to + u * W, 1, place[u], lanes, m.origin + q * m.step, 0);
   }
-}
-
-template <class T>
-FASTCONV_INLINE bool has_nan(Vec<T> seen) {
-  const T total = sum<T>(seen);
-  return total != total;
 }
 
 // A row of an image's outputs, channel-last; false where a NaN was read (or infinities of both
@@ -297,74 +223,6 @@ inline void max_planes(const PoolJob& j, void* scratch, int64_t begin, int64_t e
   for (int64_t t = begin; t < end; ++t)
     if (!max_plane<S, kIndex, false, kS>(j, band, m, t / j.p.C, t % j.p.C))
       max_plane<S, kIndex, true, 0>(j, band, m, t / j.p.C, t % j.p.C);
-}
-
-// A strip of W windows of a plane, walked down: the maxima of a row's
-// windows are found first, then those of the rows, so that the first of equals wins in row-major
-// order too. The last row of a window of three is the next one's first. Instead of a row in the
-// padding its neighbour is read again, which wins against nothing.
-template <class S, bool kIndex, class P, bool kExact, int K>
-FASTCONV_INLINE void max_strip(const PoolJob& j, const Strip<S>& of, int64_t n, int64_t c,
-                               Vec<Compute<S>>& seen) {
-  typedef Compute<S> T;
-  const Strip<S> strip = of;  // in registers
-  const int64_t x_row = j.x.stride[2], y_row = j.y.stride[2], index_row = j.index.stride[2];
-  const int64_t pad = j.p.rows.pad, count = j.p.rows.out;
-  const int64_t down = j.index_type == IndexType::flat64 ? j.p.cols.in : K;
-  const S* x = at<S>(j.x, n, c, -pad, strip.column);
-  const S* bottom = x + (j.p.rows.in - 1 + pad) * x_row;
-  S* y = at<S>(j.y, n, c, 0, strip.q);
-  int64_t to = at<char>(j.index, n, c, 0, strip.q) - (char*)j.index.data;
-  P first = {};
-  first[0] = strip.low.first;
-  Vec<T> read = seen, row_best;
-  P row_place;
-  auto row = [&](const S* from) __attribute__((always_inline)) {
-    const StripRow<T> columns = strip.template read<K, false>(from);
-    const Vec<T> pair = columns.low + columns.high;
-    read += strip.lone ? pair + columns.next : pair;
-    Vec<T> tap[K];
-    columns.taps(tap);
-    row_best = tap[0], row_place = first;
-    for (int k = 1; k < K; ++k)
-      maximum<kIndex, kExact>(row_best, row_place, tap[k], all_places<P>(k));
-  };
-  row(x + pad * x_row);
-  row_place += all_places<P>(pad * down);
-  for (int64_t p = 0; p < count; ++p) {
-    if (K == 2 && p > 0) row(x);
-    Vec<T> best = row_best;
-    P place = row_place;
-#pragma GCC unroll 2
-    for (int r = 1; r < K; ++r) {
-      const S* from = x + r * x_row;
-      const bool inside = from <= bottom;
-      row(inside ? from : bottom);
-      if (kExact && !inside) break;
-      maximum<kIndex, kExact>(best, place, row_best, P(row_place + all_places<P>(r * down)));
-    }
-    store_lanes<S>(y, best, strip.windows, 1);
-    if constexpr (kIndex)
-      store_places<T>(j, to, 1, place, strip.windows, (p * 2 - pad) * j.p.cols.in + strip.column,
-                      2);
-    x += 2 * x_row, y += y_row, to += index_row;
-  }
-  seen = read;
-}
-
-template <class S, bool kIndex, class P, int K>
-inline void max_strips(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
-  typedef Compute<S> T;
-  const Strips<S> strips(j.p.cols, -__builtin_inff(), scratch);
-  for (int64_t t = begin; t < end; ++t) {
-    const int64_t n = t / j.p.C, c = t % j.p.C;
-    Vec<T> seen = {};
-    strips.each(
-        [&](const Strip<S>& s, auto) { max_strip<S, kIndex, P, false, K>(j, s, n, c, seen); });
-    if (has_nan<T>(seen))
-      strips.each(
-          [&](const Strip<S>& s, auto) { max_strip<S, kIndex, P, true, K>(j, s, n, c, seen); });
-  }
 }
 
 template <class S, bool kIndex, class P>
