@@ -49,6 +49,13 @@ def test_the_readmes_tables_are_those_of_the_results(tmp_path):
     assert copy.read_text() == (ROOT / "README.md").read_text(), "bench/plot.py --readme README.md"
 
 
+def test_the_targets_table_is_that_of_the_results(tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text((ROOT / "bench/README.md").read_text())
+    subprocess.run([sys.executable, ROOT / "bench/targets.py", "--readme", copy], check=True)
+    assert copy.read_text() == (ROOT / "bench/README.md").read_text(), "bench/targets.py --readme"
+
+
 def test_layers_are_drawn_as_bars_and_under_a_roof(tmp_path):
     seconds = {f"{e} {f}": 1e-4 for e in ("torch", "fastconv") for f in ("NCHW", "channels_last")}
     names = ("lenet 5x5 1->6 @28", "lenet 5x5 6->16 @14")
