@@ -64,11 +64,9 @@ inline void max_strips(const PoolJob& j, void* scratch, int64_t begin, int64_t e
   for (int64_t t = begin; t < end; ++t) {
     const int64_t n = t / j.p.C, c = t % j.p.C;
     Vec<T> seen = {};
-    strips.each(
-        [&](const Strip<S>& s, auto) { max_strip<S, kIndex, P, false, K>(j, s, n, c, seen); });
+    for (const Strip<S>& s : strips) max_strip<S, kIndex, P, false, K>(j, s, n, c, seen);
     if (has_nan<T>(seen))
-      strips.each(
-          [&](const Strip<S>& s, auto) { max_strip<S, kIndex, P, true, K>(j, s, n, c, seen); });
+      for (const Strip<S>& s : strips) max_strip<S, kIndex, P, true, K>(j, s, n, c, seen);
   }
 }
 

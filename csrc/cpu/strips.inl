@@ -1,9 +1,8 @@
 // Strips: planes pooled by windows of two or three taps, two columns apart, read where they lie.
 //
 // W windows of a row need two vectors of it: their even elements are the first taps, the odd ones
-// the second, and the third are the even ones moved on by one window. A row's strips of W windows
-// follow each other, so x and y are read and written in the order of memory; columns in the padding
-// are masked away.
+// the second, and the third are the even ones moved on by one window. Columns in the padding are
+// masked away.
 namespace fastconv::FASTCONV_NS {
 
 // A row's columns in a strip, or what was made of several rows': the even ones are the first taps
@@ -87,6 +86,9 @@ class Strips {
   static int64_t bytes(const PoolAxis& cols) {
     return ceil_div(cols.out, kW<Compute<S>>) * sizeof(Strip<S>);
   }
+
+  const Strip<S>* begin() const { return first; }
+  const Strip<S>* end() const { return last; }
 
   // Calls f(strip, whether it is whole, as a constant) for each.
   template <class F>
