@@ -201,6 +201,23 @@ constexpr bool kMasks = true;  // parts of vectors cost what whole ones do
 constexpr bool kMasks = false;
 #endif
 
+#if defined(__AVX2__) && FASTCONV_BYTES == 32
+#define FASTCONV_MASKED_LOADS 1
+// Lanes [from, to) of the vector at p and zeros, and where they lie.
+template <class T>
+FASTCONV_INLINE Vec<T> load_masked(const T* p, int64_t from, int64_t to, IVec<T>& mask) {
+  IVec<T> lane;
+  for (int i = 0; i < kW<T>; ++i) lane[i] = i;
+  auto first = lane[0], last = lane[0];
+  first = from, last = to;
+  mask = (lane >= IVec<T>{} + first) & (lane < IVec<T>{} + last);
+  if constexpr (sizeof(T) == 4)
+    return (Vec<T>)_mm256_maskload_ps(p, (__m256i)mask);
+  else
+    return (Vec<T>)_mm256_maskload_pd(p, (__m256i)mask);
+}
+#endif
+
 // The first `lanes` of a vector; the others are zero. What lies past them is not touched.
 template <class S>
 FASTCONV_INLINE Vec<Compute<S>> load_lanes(const S* p, int64_t lanes) {
@@ -213,6 +230,12 @@ FASTCONV_INLINE Vec<Compute<S>> load_lanes(const S* p, int64_t lanes) {
   if constexpr (sizeof(S) == 2)
     return widen(S{}, (Halves)_mm256_maskz_loadu_epi16((__mmask16)mask, p));
 #else
+#if defined(FASTCONV_MASKED_LOADS)
+  if constexpr (sizeof(S) >= 4) {
+    IVec<S> mask;
+    return load_masked<S>(p, 0, lanes, mask);
+  }
+#endif
   S buffer[W] = {};
   copy_short<W / 2>(buffer, p, lanes);
   return load_widened<S>(buffer);
@@ -233,6 +256,13 @@ FASTCONV_INLINE Vec<Compute<S>> load_between(const S* p, int64_t from, int64_t t
     return (Vec<T>)_mm512_mask_blend_ps((__mmask16)mask, (__m512)rest, (__m512)widen(S{}, read));
   }
 #else
+#if defined(FASTCONV_MASKED_LOADS)
+  if constexpr (sizeof(S) >= 4) {
+    IVec<T> mask;
+    const Vec<T> read = load_masked<S>(p, from, to, mask);
+    return select<T>(mask, read, rest);
+  }
+#endif
   T buffer[kW<T>];
   store<T>(buffer, rest);
   for (int64_t i = from; i < to; ++i) buffer[i] = widen(p[i]);
