@@ -1,10 +1,16 @@
-"""Weight gradients of many inputs and few outputs, which exchange the input and dy (stride 1)."""
+"""Weight gradients of many inputs and few outputs, which exchange the input and dy (stride 1), and
+of few inputs, which read dy where it lies."""
 
 from __future__ import annotations
 
 import pytest
-from conv_cases import DTYPES, LAYOUTS
-from test_conv import check_threads, compare_all
+import torch
+import torch.nn.functional as F
+from conv_cases import DTYPES, LAYOUTS, make, values
+from test_conv import check_threads, compare_all, gradients
+
+import fastconv
+from fastconv.testing.compare import assert_good
 
 CASES = {
     "one": (2, 34, 9, 11, 1, 3, 5, (1, 1), (1, 2), (1, 1), 1),
@@ -25,3 +31,20 @@ def test_few_outputs(case, dtype, layout):
 
 def test_results_do_not_depend_on_threads():
     check_threads(CASES["three of 7x7"])
+
+
+# What follows the channels and the rows of a channels_last dy is poison.
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("after", ["nothing", "a column", "channels"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [16, 32, 48, 64, 130, 192])
+def test_dy_where_it_lies(channels, dtype, after):
+    case = (2, 3, 11, 17, channels, 3, 3, (1, 1), (1, 1), (1, 1), 1)
+    x, w, b, window = make(case, dtype, "channels_last")
+    dy = values((2, channels, 11, 17), torch.Generator().manual_seed(1), dtype)
+    columns, wide = 17 + (after == "a column"), channels + 16 * (after == "channels")
+    whole = torch.full((2, 11, columns, wide), float("nan"), dtype=dtype).permute(0, 3, 1, 2)
+    lies = whole[:, :channels, :, :17].copy_(dy)
+    dw = gradients(fastconv.conv2d, x, w, b, window, lies)[2]
+    exact = gradients(F.conv2d, x.double(), w.double(), b.double(), window, dy.double())[2]
+    assert_good(dw, gradients(F.conv2d, x, w, b, window, dy)[2], exact, dtype)

@@ -183,7 +183,7 @@ inline void store_tiles(const TapConv& job, const Slab<Compute<S>>& slab, int64_
       else if (!tile.ahead.step && slab.c == 1)
         tile.ahead = next_inputs(x[0] + kTile * step, kTile * step, count);
       if (n < kTile) {
-        fma_tile<M, V>(n, x, runs, run_count, rest, 0, false);
+        fma_tile<M, V, false>(n, x, runs, run_count, rest, 0, false);
         for (int k = 0; k < panels_of(V); ++k)
           store_panel<S>(to[k], acc + k * kTile * L, p0 + i, q0 + j, 1, n);
       } else if (to->activation == Activation::relu) {

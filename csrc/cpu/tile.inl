@@ -156,7 +156,7 @@ FASTCONV_INLINE void sum_tile(const Data<M>* const* x, const Run* runs, int64_t 
     if (V == 1) sums[0][j] += others[j];
 }
 
-template <class M, int J, int V>
+template <class M, int J, int V, bool kInPlace>
 __attribute__((noinline)) void fma_tile(const Data<M>* const* x, const Run* runs, int64_t run_count,
                                         const TilePanels<Data<M>>& to, int64_t at,
                                         bool accumulate) {
@@ -164,7 +164,7 @@ __attribute__((noinline)) void fma_tile(const Data<M>* const* x, const Run* runs
   constexpr int W = kW<T>;
   Vec<T> sums[V][J];
   T* const panels[2] = {to.acc + at, to.acc + at + to.next_acc};
-  sum_tile<M, J, V>(x, runs, run_count, to, sums);
+  sum_tile<M, J, V, kInPlace>(x, runs, run_count, to, sums);
 #pragma GCC unroll 6
   for (int j = 0; j < J; ++j)
 #pragma GCC unroll 4
@@ -174,29 +174,30 @@ __attribute__((noinline)) void fma_tile(const Data<M>* const* x, const Run* runs
     }
 }
 
-template <class M, int V>
+template <class M, int V, bool kInPlace>
 FASTCONV_INLINE void fma_tile(int J, const Data<M>* const* x, const Run* runs, int64_t run_count,
                               const TilePanels<Data<M>>& to, int64_t at, bool accumulate) {
   switch (J) {
-    case 1: return fma_tile<M, 1, V>(x, runs, run_count, to, at, accumulate);
-    case 2: return fma_tile<M, 2, V>(x, runs, run_count, to, at, accumulate);
-    case 3: return fma_tile<M, 3, V>(x, runs, run_count, to, at, accumulate);
-    case 4: return fma_tile<M, 4, V>(x, runs, run_count, to, at, accumulate);
-    case 5: return fma_tile<M, 5, V>(x, runs, run_count, to, at, accumulate);
-    default: return fma_tile<M, 6, V>(x, runs, run_count, to, at, accumulate);
+    case 1: return fma_tile<M, 1, V, kInPlace>(x, runs, run_count, to, at, accumulate);
+    case 2: return fma_tile<M, 2, V, kInPlace>(x, runs, run_count, to, at, accumulate);
+    case 3: return fma_tile<M, 3, V, kInPlace>(x, runs, run_count, to, at, accumulate);
+    case 4: return fma_tile<M, 4, V, kInPlace>(x, runs, run_count, to, at, accumulate);
+    case 5: return fma_tile<M, 5, V, kInPlace>(x, runs, run_count, to, at, accumulate);
+    default: return fma_tile<M, 6, V, kInPlace>(x, runs, run_count, to, at, accumulate);
   }
 }
 
 // Into the accumulators from element `at` of each panel on.
-template <class M>
+template <class M, bool kInPlace = false>
 FASTCONV_INLINE void fma_tile(int J, const Data<M>* const* x, const Run* runs, int64_t run_count,
                               const TilePanels<Data<M>>& to, int64_t at, bool accumulate) {
   if constexpr (kPairs) {
-    if (to.vectors == 4) return fma_tile<M, 4>(J, x, runs, run_count, to, at, accumulate);
-    if (to.vectors == 3) return fma_tile<M, 3>(J, x, runs, run_count, to, at, accumulate);
+    if (to.vectors == 4) return fma_tile<M, 4, kInPlace>(J, x, runs, run_count, to, at, accumulate);
+    if (to.vectors == 3) return fma_tile<M, 3, kInPlace>(J, x, runs, run_count, to, at, accumulate);
   }
-  if (to.vectors == 1) return fma_tile<M, 1>(J, x, runs, run_count, to, at, accumulate);
-  return fma_tile<M, 2>(J, x, runs, run_count, to, at, accumulate);
+  if (to.vectors == 1 && !kInPlace)
+    return fma_tile<M, 1, false>(J, x, runs, run_count, to, at, accumulate);
+  return fma_tile<M, 2, kInPlace>(J, x, runs, run_count, to, at, accumulate);
 }
 
 // FLOPs of `iterations` rounds of twelve independent FMAs, for calibration.

@@ -1,7 +1,9 @@
 // Weight gradient, dense: dw[k, c, r, s] = sum over n, p, q of dy[n, k, p, q] * x[n, c, p', q'].
 //
 // The register tile of the forward kernel with the roles moved: its six operands are (c, r, s)
-// triples of a slab of x, its vectors are dy packed [pixel][kPanel], its runs are output rows.
+// triples of a slab of x, its vectors are dy packed [pixel][kPanel] or where it lies, its runs are
+// output rows. What comes next of dy is asked for: a batch of 16 of 3 -> 64 @224 on Zen 4 47 -> 29
+// ms in channels_last, 60 -> 43 in NCHW.
 // Each block of pixels is summed from zero and then added, which keeps float32 error small; the
 // order never depends on the number of threads.
 namespace fastconv::FASTCONV_NS {
@@ -44,9 +46,9 @@ inline void entry_offsets(const WeightGrad& job, const Slab<T>& slab, int64_t cn
 // Sums [entry][kPanel] += the block's products; `to` holds dy and the sums of its panels.
 template <class T>
 inline void add_block(const Slab<T>& slab, const int64_t* offsets, int64_t entries, const Run* runs,
-                      int64_t rows, const TilePanels<T>& to) {
+                      int64_t rows, TilePanels<T> to, Ahead& ahead) {
   constexpr int L = kPanel<T>;
-  const int64_t tiles = ceil_div(entries, kTile);
+  const int64_t tiles = ceil_div(entries, kTile), count = products(runs, rows);
   const T* x[kTile];
   int64_t e = 0;
   uint32_t ran = 0;
@@ -54,7 +56,11 @@ inline void add_block(const Slab<T>& slab, const int64_t* offsets, int64_t entri
     const int64_t end = entries * (t + 1) / tiles;
     const int J = (int)(end - e);
     for (int j = 0; j < J; ++j) x[j] = slab.data + offsets[e + j];
-    fma_tile<T>(J, x, runs, rows, to, e * L, true);
+    to.ahead = ahead.take(count);
+    if (to.step_w)
+      fma_tile<T, true>(J, x, runs, rows, to, e * L, true);
+    else
+      fma_tile<T>(J, x, runs, rows, to, e * L, true);
     ran |= 1u << (J - 1);
     e = end;
   }
@@ -103,6 +109,7 @@ inline void weight_grad_run(const WeightGrad& job, const Blocking& b, void* scra
   const S* dy_end = end_of<S>(job.dy, dy_size, job.dys, 4);
   const S* x_end = input_end<S>(job);
   const int64_t panels = ceil_div(job.K, L), taps = job.rows.count * job.cols.count;
+  const bool lies = !b.packed && sizeof(S) == sizeof(T) && job.dys[1] == 1;  // or may
   for (int64_t task = begin; task < end; ++task) {
     const int64_t c0 = task % b.chunk_blocks * b.chunk, above = task / b.chunk_blocks;
     const int64_t first = above % b.panel_blocks * b.panels, g = above / b.panel_blocks;
@@ -127,15 +134,25 @@ inline void weight_grad_run(const WeightGrad& job, const Blocking& b, void* scra
         runs[i] = {i * job.stride_h * slab.h, job.stride_w * slab.w, cols};
       const S* from = (const S*)job.dy + n * job.dys[0] + g * job.K * job.dys[1] + p0 * job.dys[2] +
                       q0 * job.dys[3];
-      const int64_t dy_panel = rows * cols * L;
+      const int64_t pixels = rows * cols, dy_panel = pixels * L;
+      const bool continuing = rows == 1 || job.dys[2] == cols * job.dys[3];
+      Ahead ahead = {};  // the next block's dy
+      if (lies && job.dys[3] == job.K)
+        ahead.add(from + pixels * job.K, pixels * job.K * (int64_t)sizeof(S));
+      ahead.spread(pixels * ceil_div(entries, kTile), tile_vectors<T>(job.K));
       for (int64_t panel = first, next; panel < last; panel = next) {
-        const int vectors = tile_vectors<T>(min64(job.K, last * L) - panel * L);
+        const int64_t lanes = min64(job.K, last * L) - panel * L;
+        const int vectors = tile_vectors<T>(lanes);
         next = panel + panels_of(vectors);
-        for (int64_t i = panel; i < next; ++i)
+        // Whole vectors of channels that follow each other are read where they lie.
+        const bool in_place = lies && continuing && vectors > 1 && lanes >= vectors * kW<T>;
+        for (int64_t i = panel; i < next && !in_place; ++i)
           pack_pixels<S>(dy + (i - panel) * dy_panel, from + i * L * job.dys[1], job.dys, rows,
-                         cols, min64(L, job.K - i * L), dy_end);
-        T* acc = sums + (panel - first) * entries * L;
-        add_block<T>(slab, offsets, entries, runs, rows, {vectors, dy, dy_panel, acc, entries * L});
+                         cols, min64(L, job.K - i * L), dy_end, job.dys[3] == 1 ? pixels : 0);
+        TilePanels<T> to = {vectors, dy, dy_panel, sums + (panel - first) * entries * L,
+                            entries * L};
+        if (in_place) to.w = (const T*)from + panel * L, to.next_w = L, to.step_w = job.dys[3];
+        add_block<T>(slab, offsets, entries, runs, rows, to, ahead);
       }
     }
     for (int64_t panel = first; panel < last; ++panel)
