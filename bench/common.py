@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from fastconv.files import replace_file
-from fastconv.testing.timing import Worker, ask_in_turn, pin, serve
+from fastconv.testing.timing import Worker, ask_in_turn, pin, quartile, serve
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 ENGINES = ("torch", "fastconv")
@@ -87,8 +87,9 @@ def measure(
 ) -> tuple[list[dict], int]:
     """Times every request in the four columns and prints the table, one ``line(row, peak)`` each.
 
-    A row is its request with "seconds" by column. Returns the rows that were measured in full,
-    which ``--json`` saves too, and the exit status: 1 if there is none or another failed.
+    A row is its request with "seconds" by column and the FMA peak in the same rounds. Returns the
+    rows that were measured in full, which ``--json`` saves too, and the exit status: 1 if there is
+    none or another failed.
     """
     settings = {"isa": hold_isa(options), **settings}
     settings |= {key: getattr(options, key) for key in SETTINGS}
@@ -111,12 +112,19 @@ def measure(
                 }
                 for column in COLUMNS
             }
-            seconds = ask_in_turn(workers, columns, options.rounds)
+            peaks: list[float] = []  # a shared machine's clock changes within a run
+            seconds = ask_in_turn(
+                workers,
+                columns,
+                options.rounds,
+                before=lambda peaks=peaks: peaks.append(workers["fastconv"].fma_peak()),
+            )
+            peak = options.threads / quartile([1 / peak for peak in peaks])
             failures = [f"{column}: {t}" for column, t in seconds.items() if isinstance(t, str)]
             if failures:
                 progress.row(f"{request['name']}  FAILED  {'; '.join(failures)}")
             else:
-                good.append({**request, "seconds": seconds})
+                good.append({**request, "fma_gflops": peak, "seconds": seconds})
                 progress.row(line(good[-1], peak))
             progress.advance()
     if options.json:

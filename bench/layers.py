@@ -5,7 +5,7 @@
 
 Each engine runs in a process of its own and is asked in turn. A row holds microseconds of the four
 columns, then of fastconv's better layout: GFLOP/s (operations of the direct algorithm), the
-multiple of the FMA peak measured on top, and the gain over torch's better layout (above 1 is
+multiple of the FMA peak measured beside it, and the gain over torch's better layout (above 1 is
 faster). Directions: ``forward`` of a module in eval mode, as in inference; ``backward``, both
 gradients of one that ran forward; ``step``, the two together in train mode, where weights are
 packed or transformed on every call; ``weight``, the weight's gradient alone.

@@ -4,7 +4,7 @@
     python bench/targets.py --readme bench/README.md    replaces it between the markers
 
 A cell is the worst to the best row of a class and how many of its rows reach the target; of means,
-the mean. "x FMA" is the direct algorithm's GFLOP/s over the FMA peak of the same run, "x torch"
+the mean. "x FMA" is the direct algorithm's GFLOP/s over the FMA peak measured beside it, "x torch"
 the time of torch's better layout over that of fastconv's.
 """
 
@@ -48,7 +48,7 @@ def over_peak(document: dict, row: dict, layer: Layer, layouts: Iterable[str]) -
     """The multiple of the FMA peak, at the better of the layouts."""
     seconds = min(row["seconds"][f"fastconv {layout}"] for layout in layouts)
     work = floating_operations(layer, document["batch"], row["direction"])
-    return work / seconds / 1e9 / document["fma_gflops"]
+    return work / seconds / 1e9 / row["fma_gflops"]
 
 
 def peak(what: str, least: float, chosen: Callable[[Layer], bool], layouts=LAYOUTS) -> Target:

@@ -88,7 +88,7 @@ def _repeats(task: Task) -> int:
     return max(1, round(repeats * SAMPLE_SECONDS / elapsed))
 
 
-def fma_peak(seconds: float = 0.2) -> float:
+def fma_peak(seconds: float = 0.05) -> float:
     """GFLOP/s (two for each FMA) of one thread that does nothing but FMAs: the roof of a kernel."""
     from fastconv import _C
 
@@ -190,14 +190,20 @@ class Worker:
         return answer[key]
 
 
-def ask_in_turn(workers: Mapping[str, Worker], requests: Mapping[str, dict], rounds: int) -> dict:
+def ask_in_turn(
+    workers: Mapping[str, Worker],
+    requests: Mapping[str, dict],
+    rounds: int,
+    before: Callable[[], Any] = lambda: None,
+) -> dict:
     """Low quartile over rounds of each column; a column "engine layout" asks the engine's worker.
 
-    Returns seconds, or the message of a column that failed.
+    ``before`` is called before each round. Returns seconds, or the message of a column that failed.
     """
     answers: dict[str, list[float]] = {column: [] for column in requests}
     failed: dict[str, str] = {}
     for _ in range(rounds):
+        before()
         for column, request in requests.items():
             if column in failed:
                 continue
