@@ -187,6 +187,8 @@ PyObject* tuple_of(const int64_t* numbers, int n) {
 
 PyObject* empty(PyObject* like, const int64_t size[4], const int64_t stride[4], bool bytes,
                 void*& data) {
+  const int64_t elements = size[0] * size[1] * size[2] * size[3];
+  if (keeps_blocks() && elements * (bytes ? 1 : 4) >= (int64_t)kKeptResult) return nullptr;
   const Torch& t = torch_names();
   PyObject* args[] = {like, tuple_of(size, 4), tuple_of(stride, 4), t.byte};
   PyObject* made = args[1] && args[2]

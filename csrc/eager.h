@@ -36,7 +36,8 @@ bool integers(PyObject* tuple, int64_t* numbers, int n);
 PyObject* tuple_of(const int64_t* numbers, int n);
 
 // An uninitialised tensor of the dtype of `like` or of bytes, as torch makes it: resizable, of
-// inference mode where that is on. `data`: its memory.
+// inference mode where that is on. `data`: its memory. Null of a large one, which may be in a block
+// of memory (blocks.h) that the op has.
 PyObject* empty(PyObject* like, const int64_t size[4], const int64_t stride[4], bool bytes,
                 void*& data);
 

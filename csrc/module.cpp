@@ -145,6 +145,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_cpu_isa", &set_cpu_isa);
   m.def("bf16_dots", &cpu_bf16_dots);
   m.def("set_bf16_dots", &set_bf16_dots);
+  m.def("kept_bytes", &kept_bytes);
+  m.def("release_blocks", &release_blocks);
+  m.def("limit_blocks", &limit_blocks);
   m.def("set_poison", [](bool on) { poisoned = poison_scratch = on; });
   m.def("conv_output_size", &output_size);
   m.def("explain", &explain_rows);

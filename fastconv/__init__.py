@@ -2,7 +2,7 @@
 
 import torch as _torch  # noqa: F401  its libraries must be loaded before the native module
 
-from . import models, nn, ops, testing
+from . import memory, models, nn, ops, testing
 from .backend import backend
 from .convert import convert
 from .explain import build_info, cpu_info, explain
@@ -36,6 +36,7 @@ __all__ = [
     "global_avg_pool2d",
     "linear",
     "max_pool2d",
+    "memory",
     "models",
     "nn",
     "ops",
