@@ -48,7 +48,7 @@ def over_peak(document: dict, row: dict, layer: Layer, layouts: Iterable[str]) -
     """The multiple of the FMA peak, at the better of the layouts."""
     seconds = min(row["seconds"][f"fastconv {layout}"] for layout in layouts)
     work = floating_operations(layer, document["batch"], row["direction"])
-    return work / seconds / 1e9 / row["fma_gflops"]
+    return work / seconds / 1e9 / row.get("fma_gflops", document["fma_gflops"])  # older files
 
 
 def peak(what: str, least: float, chosen: Callable[[Layer], bool], layouts=LAYOUTS) -> Target:

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 import fastconv
 from fastconv import memory
-from fastconv.testing.compare import assert_good
 
 LARGE = (2, 3, 1031, 1033)  # of 5 outputs 42.6 MB
 
@@ -108,16 +107,15 @@ def test_a_lower_limit_and_empty_cache_give_it_back():
         assert memory.reserved() == 0
 
 
-def test_gradients():
-    x, w = large()
-    dy = torch.randn(2, 5, 1031, 1033)
-    fastconv.conv2d(x, w)  # freed, with what it holds
-    a, b = x.requires_grad_(), w.requires_grad_()
-    ours = torch.autograd.grad(fastconv.conv2d(a, b), (a, b), dy)
-    theirs = torch.autograd.grad(F.conv2d(a, b), (a, b), dy)
-    exact = torch.autograd.grad(F.conv2d(a.double(), b.double()), (a, b), dy.double())
-    for mine, reference, true in zip(ours, theirs, exact, strict=True):
-        assert_good(mine, reference, true.double(), torch.float32)
+def test_an_input_gradient():
+    x = torch.randn(2, 30, 600, 700, requires_grad=True)
+    w = torch.randn(3, 30, 1, 1)
+    dy = torch.randn(2, 3, 600, 700)
+    for _ in range(2):  # the second time in the memory of the first
+        (dx,) = torch.autograd.grad(fastconv.conv2d(x, w), x, dy)
+        (true,) = torch.autograd.grad(F.conv2d(x, w), x, dy)
+        torch.testing.assert_close(dx, true)
+        del dx
 
 
 def test_inference_mode_and_shared_memory():

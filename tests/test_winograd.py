@@ -210,3 +210,16 @@ def test_a_weight_gradient_of_several_segments():
         torch.set_num_threads(before)
     assert torch.equal(*runs)
     assert_good(runs[0], theirs, truth, FLOAT, factor_of("weight_grad", x, (40, 40, 3, 3), 1, 1))
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_a_result_past_the_caches(activation, isa):
+    """More than 16 MiB, in channels_last of whole vectors."""
+    g = torch.Generator().manual_seed(5)
+    x = torch.randn(1, 16, 261, 263, generator=g).to(memory_format=torch.channels_last)
+    w = torch.randn(64, 16, 3, 3, generator=g)
+    ours = fastconv.conv2d(x, w, padding=1, activation=activation)
+    assert ours.numel() > 4 << 20
+    results = [F.conv2d(a, b, padding=1) for a, b in ((x, w), (x.double(), w.double()))]
+    theirs, truth = (y.relu() if activation else y for y in results)
+    assert_good(ours, theirs, truth, FLOAT, factor_of("forward", x, w, 1, 1))

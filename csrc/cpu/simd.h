@@ -48,6 +48,22 @@ FASTCONV_INLINE void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// Past the caches, where vectors are whole cache lines and `p` is the beginning of one; else as
+// `store`. Other threads may read it after `fence_stores`.
+constexpr bool kWholeLines = FASTCONV_BYTES == 64;
+FASTCONV_INLINE void store_past(float* p, Vec<float> v) {
+#if FASTCONV_BYTES == 64 && defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)v);
+#else
+  store<float>(p, v);
+#endif
+}
+FASTCONV_INLINE void fence_stores() {
+#if FASTCONV_BYTES == 64 && defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
+
 template <class T>
 FASTCONV_INLINE Vec<T> broadcast(T s) {
   constexpr int W = kW<T>;
