@@ -78,11 +78,12 @@ Block* take(size_t size) {
 // Keeps a block, or as many of the newest as the limit allows.
 void put(void*, void* context) {
   Block* block = (Block*)context;
+  const size_t most = limit;
   const std::unique_lock<std::mutex> locked(lock(), std::try_to_lock);
-  if (!locked || block->size > limit || madvise(block->begin, block->size, MADV_FREE))
+  if (!locked || block->size > most || madvise(block->begin, block->size, MADV_FREE))
     return unmap(block);
   size_t oldest = 0;
-  for (; kept + block->size > limit; ++oldest) {
+  for (; kept + block->size > most; ++oldest) {
     kept -= freed()[oldest]->size;
     unmap(freed()[oldest]);
   }

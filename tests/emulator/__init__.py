@@ -36,7 +36,9 @@ TORCH_FLAGS = [f"-I{INCLUDE}", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DT
 TORCH_FLAGS += ["-DFASTCONV_CUDA_LIBRARY=fastconv_emulated", "-DFASTCONV_CUDA_KEY=CPU", "-O1"]
 TORCH_FLAGS += ["-Daoti_torch_empty_strided=emulated_empty_strided"]
 # The torch side of the ops, registered for CPU tensors as torch.ops.fastconv_emulated.
-TORCH_SOURCES = [ROOT / "csrc" / name for name in ("problem.cpp", "pool_problem.cpp", "plan.cpp")]
+TORCH_SOURCES = [
+    ROOT / "csrc" / name for name in ("blocks.cpp", "problem.cpp", "pool_problem.cpp", "plan.cpp")
+]
 TORCH_SOURCES += [ROOT / "csrc/cuda" / name for name in ("conv.cpp", "conv_grad.cpp")]
 TORCH_SOURCES += [ROOT / "csrc/cuda" / name for name in ("pixels.cpp", "pool.cpp", "add.cpp")]
 TORCH_SOURCES += [HERE / "torch_ops.cpp"]
