@@ -23,7 +23,7 @@ inline void want_huge_pages(void* data, size_t bytes) {
 // The same for a result about to be written: 4 KiB pages that malloc has just had from the system
 // take a fault each. With these, 1x1 64->256 @56 of a batch of 16 on Zen 4 takes 21 ms in place of
 // 45, in a block of blocks.h 16.5.
-constexpr size_t kLargeResult = 2 * kHugePage;
+constexpr int64_t kLargeResult = 2 * kHugePage;
 inline void want_huge_pages_of_result(void* data, size_t bytes) {
   if (bytes >= kLargeResult) want_huge_pages(data, bytes);
 }
