@@ -239,16 +239,10 @@ inline bool tile_outputs(const WinogradBlocking& b, const TileBlock& t, const Si
   return any;
 }
 
-// Whether whole vectors of a channel-last y are stored past the caches: a line of each pixel at a
-// time, they wait for lines that nobody has asked for. But what L3 has at hand the next layer reads
-// from there. Zen 4, channels_last: 64->64 @224 12.8 -> 11.9 ms, 64->128 @112 of a batch of 16 95.8
-// -> 92.5, VGG 16 of it 1480 -> 1420; with results of 12.8 MB too ResNet-18 of it 253 -> 261.
-constexpr int64_t kPastFloats = 4 << 20;
-
+// Whether a channel-last y is stored past the caches: every vector is a line of it.
 template <class S>
-inline bool stores_past(const TapConv& job, const PanelStore<S>& to) {
-  const int64_t floats = job.N * job.G * job.K * job.P * job.Q;
-  return kWholeLines && floats > kPastFloats &&
+inline bool stores_past(const TapConv& job, const WinogradBlocking& b, const PanelStore<S>& to) {
+  return kWholeLines && b.past &&
          ((int64_t)((uint64_t)to.y / sizeof(float)) | to.y_p | to.y_q | job.ys[0]) % 16 == 0;
 }
 
@@ -276,7 +270,7 @@ inline void winograd_outputs(const TapConv& job, const WinogradBlocking& b, cons
     const int64_t y0 = image_at(job, t.n0, job.ys), r0 = image_at(job, t.n0, job.rs);
     const PutChannels first = {
         (float*)to.y, (const float*)to.residual, to.y_p, to.y_q, to.r_p, to.r_q, {},
-        activation,   stores_past(job, to)};
+        activation,   stores_past(job, b, to)};
     again =
         tile_outputs(b, t, size_of, m, bad, lanes, [&](int64_t n, int64_t p, int64_t q, int half) {
           p += p0, q += q0;
