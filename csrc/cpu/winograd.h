@@ -222,13 +222,13 @@ static inline WinogradForm winograd_form(int64_t taps, int64_t stride, int64_t p
   return {{size.rows, 3, (int)stride, false}, {size.cols, 3, (int)stride, false}};
 }
 
-// What forward and weight gradient cut alike.
 // Outputs beyond which whole vectors are stored past the caches: a line of each pixel at a time,
 // they wait for lines that nobody has asked for. But what L3 has at hand the next layer reads from
 // there. Zen 4, channels_last: 64->64 @224 12.8 -> 11.9 ms, 64->128 @112 of a batch of 16 95.8
 // -> 92.5, VGG 16 of it 1480 -> 1420; with results of 12.8 MB too ResNet-18 of it 253 -> 261.
 constexpr int64_t kPastFloats = 4 << 20;
 
+// What forward and weight gradient cut alike.
 template <class Job>
 static inline WinogradBlocking tile_blocking(const Job& job, int64_t taps, bool transposed,
                                              int64_t panel, WinogradWeights weights,
