@@ -10,7 +10,7 @@ from conv_cases import DTYPES, LAYOUTS, make, values
 from test_conv import check_threads, compare_all, gradients
 
 import fastconv
-from fastconv.testing.compare import assert_good
+from fastconv.testing.compare import assert_good, relative_rms
 
 CASES = {
     "one": (2, 34, 9, 11, 1, 3, 5, (1, 1), (1, 2), (1, 1), 1),
@@ -48,3 +48,25 @@ def test_dy_where_it_lies(channels, dtype, after):
     dw = gradients(fastconv.conv2d, x, w, b, window, lies)[2]
     exact = gradients(F.conv2d, x.double(), w.double(), b.double(), window, dy.double())[2]
     assert_good(dw, gradients(F.conv2d, x, w, b, window, dy)[2], exact, dtype)
+
+
+# More blocks of pixels than a partial sum has.
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [(3, 5), (20, 37)], ids=str)
+def test_long_sums_of_one_tap(channels, dtype, layout):
+    C, K = channels
+    x, w, b, window = make((3, C, 131, 133, K, 1, 1, (1, 1), (0, 0), (1, 1), 1), dtype, layout)
+    dy = values((3, K, 131, 133), torch.Generator().manual_seed(1), dtype)
+    exact = gradients(F.conv2d, x.double(), w.double(), b.double(), window, dy.double())[2]
+    dw = gradients(fastconv.conv2d, x, w, b, window, dy)[2]
+    assert_good(dw, gradients(F.conv2d, x, w, b, window, dy)[2], exact, dtype)
+
+
+def test_two_million_products_to_a_sum():
+    x, w, b, window = make((2, 3, 1031, 1033, 5, 1, 1, (1, 1), (0, 0), (1, 1), 1), torch.float32)
+    dy = values((2, 5, 1031, 1033), torch.Generator().manual_seed(1), torch.float32)
+    exact = gradients(F.conv2d, x.double(), w.double(), b.double(), window, dy.double())[2]
+    dw = gradients(fastconv.conv2d, x, w, b, window, dy)[2]
+    assert relative_rms(dw, exact) < 5e-7

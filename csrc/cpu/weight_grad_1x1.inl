@@ -4,11 +4,12 @@
 //   for each block of pixels: for each panel of c: pack x | for each tile of six k: all pixels
 // The register tile once more, its operands dy where it lies, its vectors x packed
 // [pixel][kPanel]. A row of dw runs along c, so sums go from registers to where they belong, of the
-// first block as they are. Order and partial sums never depend on the number of threads.
+// first block as they are. Long sums are of sums of kSumBlocks blocks; order and partial sums never
+// depend on the number of threads.
 namespace fastconv::FASTCONV_NS {
 
 struct Grad1x1Scratch {
-  int64_t dy, x, planes, sums, runs, total;  // byte offsets
+  int64_t dy, x, planes, sums, totals, runs, total;  // byte offsets
 };
 
 template <class S>
@@ -22,7 +23,9 @@ inline Grad1x1Scratch weight_grad_1x1_scratch(const WeightGrad& job, const Block
   s.x = widened ? align64(slab_elements(channels, b.rows, b.cols, size) * size) : 0;
   s.planes = s.x + align64((kPairs ? 2 : 1) * pixels * L * size);
   s.sums = s.planes + align64((L * b.cols + kW<T>)*size);
-  s.runs = s.sums + (widened ? align64(channels * b.chunk * size) : 0);
+  const bool levels = pixel_blocks(job, b) > kSumBlocks;
+  s.totals = s.sums + (widened || levels ? align64(channels * b.chunk * size) : 0);
+  s.runs = s.totals + (widened && levels ? align64(channels * b.chunk * size) : 0);
   s.total = s.runs + align64(b.rows * sizeof(Run));
   return s;
 }
@@ -160,15 +163,17 @@ inline void weight_grad_1x1_run(const WeightGrad& job, const Blocking& b, void* 
     const int64_t cn = min64(b.chunk, job.C - c0), kn = min64(b.panels * kTile, job.K - k0);
     if (cn <= 0 || kn <= 0) continue;
     S* const dw = (S*)job.dw + (g * job.K + k0) * job.C + c0;
-    T* const sums = widened ? (T*)((char*)scratch + at.sums) : (T*)dw;
-    const int64_t row = widened ? cn : job.C, blocks = job.N * b.row_blocks * b.col_blocks;
-    for (int64_t k = 0; blocks == 0 && k < kn; ++k) zero(sums + k * row, cn);
+    const int64_t blocks = pixel_blocks(job, b);
+    const bool levels = blocks > kSumBlocks;
+    const int64_t row = widened || levels ? cn : job.C, total_row = widened ? cn : job.C;
+    T* const sums = widened || levels ? (T*)((char*)scratch + at.sums) : (T*)dw;
+    T* const totals = !levels ? sums : widened ? (T*)((char*)scratch + at.totals) : (T*)dw;
+    for (int64_t k = 0; (levels || blocks == 0) && k < kn; ++k) zero(totals + k * total_row, cn);
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t q0 = block % b.col_blocks * b.cols;
       const int64_t p0 = block / b.col_blocks % b.row_blocks * b.rows;
       const int64_t n = block / b.col_blocks / b.row_blocks;
       const int64_t rows = min64(b.rows, job.P - p0), cols = min64(b.cols, job.Q - q0);
-      if (rows <= 0 || cols <= 0) continue;
       const S* from = (const S*)job.dy + n * job.dys[0] + (g * job.K + k0) * job.dys[1];
       Slab<T> dy = {(T*)from + p0 * job.dys[2] + q0 * job.dys[3], job.dys[1], job.dys[2],
                     job.dys[3]};
@@ -207,11 +212,14 @@ inline void weight_grad_1x1_run(const WeightGrad& job, const Blocking& b, void* 
                      0,
                      {},
                      in_place ? job.xs[3] : 0},
-                    row, lanes, block > 0, ahead);
+                    row, lanes, block % kSumBlocks > 0, ahead);
       }
+      if (totals != sums && (block % kSumBlocks == kSumBlocks - 1 || block == blocks - 1))
+        for (int64_t k = 0; k < kn; ++k)
+          for (int64_t c = 0; c < cn; ++c) totals[k * total_row + c] += sums[k * row + c];
     }
     for (int64_t k = 0; widened && k < kn; ++k)
-      narrow_row<S>(dw + k * job.C, sums + k * row, cn, 1);
+      narrow_row<S>(dw + k * job.C, totals + k * cn, cn, 1);
   }
 }
 
