@@ -215,13 +215,16 @@ Tensor conv2d_input_grad_cpu(const Tensor& grad, const Tensor& weight, int64_t H
   return output;
 }
 
-Tensor conv2d_weight_grad_cpu(const Tensor& input, const Tensor& grad, int64_t R, int64_t S,
-                              int64_t stride_h, int64_t stride_w, int64_t pad_t, int64_t pad_l,
-                              int64_t pad_b, int64_t pad_r, int64_t dil_h, int64_t dil_w,
-                              int64_t groups, int64_t /*precision*/) {
+Tensor bias_like(const Tensor& grad, int64_t channels, DType dtype) {
+  const int64_t size[1] = {channels}, stride[1] = {1};
+  return empty(grad, 1, size, stride, torch_dtype(dtype));
+}
+
+// dw, and db where `bias` is not null.
+Tensor weight_grad(const Tensor& input, const Tensor& grad, int64_t R, int64_t S,
+                   const ConvSettings& settings, Tensor* bias) {
   const char* op = "conv2d_weight_grad";
-  const ConvProblem p = conv2d_weight_grad_problem(
-      input, grad, R, S, {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0});
+  const ConvProblem p = conv2d_weight_grad_problem(input, grad, R, S, settings);
   const View x = view_of(input, op, "input"), dy = view_of(grad, op, "grad");
   const int64_t w_size[4] = {p.K, p.C / p.G, R, S};
   const Tensor output = empty4(input, w_size, false, p.dtype);
@@ -236,20 +239,29 @@ Tensor conv2d_weight_grad_cpu(const Tensor& input, const Tensor& grad, int64_t R
   job.x = x.data, job.dy = dy.data, job.dw = dw.data;
   set_strides(job.xs, x);
   set_strides(job.dys, dy);
+  if (bias) {
+    *bias = bias_like(grad, p.K, p.dtype);
+    job.db = bias->mutable_data_ptr();
+  }
   weight_grad_run(job, chosen(p, cpu_capabilities(), Direction::weight_grad));
   return output;
+}
+
+Tensor conv2d_weight_grad_cpu(const Tensor& input, const Tensor& grad, int64_t R, int64_t S,
+                              int64_t stride_h, int64_t stride_w, int64_t pad_t, int64_t pad_l,
+                              int64_t pad_b, int64_t pad_r, int64_t dil_h, int64_t dil_w,
+                              int64_t groups, int64_t /*precision*/) {
+  return weight_grad(input, grad, R, S,
+                     {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0},
+                     nullptr);
 }
 
 Tensor conv2d_bias_grad_cpu(const Tensor& grad) {
   const char* op = "conv2d_bias_grad";
   const View dy = view_of(grad, op, "grad");
   const DType dtype = dtype_of(grad, op);
-  const int64_t size[1] = {dy.size[1]}, stride[1] = {1};
-  const Tensor output = empty(grad, 1, size, stride, torch_dtype(dtype));
-  void* db = output.mutable_data_ptr();
-  parallel_tasks(
-      dy.size[1], 20.0 * dy.size[0] * dy.size[1] * dy.size[2] * dy.size[3],
-      [&](int64_t begin, int64_t end) { cpu_kernels().bias_grad_run(dy, dtype, db, begin, end); });
+  const Tensor output = bias_like(grad, dy.size[1], dtype);
+  bias_grad_run(dy, dtype, output.mutable_data_ptr());
   return output;
 }
 
@@ -264,13 +276,15 @@ std::tuple<Tensor, Tensor> activation_bias_grad_cpu(const Tensor& grad, const Te
 std::tuple<Tensor, Tensor> conv2d_weight_bias_grad_cpu(
     const Tensor& input, const Tensor& grad, int64_t R, int64_t S, int64_t stride_h,
     int64_t stride_w, int64_t pad_t, int64_t pad_l, int64_t pad_b, int64_t pad_r, int64_t dil_h,
-    int64_t dil_w, int64_t groups, int64_t precision, const OptionalTensor& output,
+    int64_t dil_w, int64_t groups, int64_t /*precision*/, const OptionalTensor& output,
     int64_t activation) {
   const bool masked = masked_by_output("conv2d_weight_bias_grad", grad, output, activation);
   const Tensor dz = masked ? PairOps<CpuPairs>::activation_grad(grad, *output, activation) : grad;
-  const Tensor dw = conv2d_weight_grad_cpu(input, dz, R, S, stride_h, stride_w, pad_t, pad_l, pad_b,
-                                           pad_r, dil_h, dil_w, groups, precision);
-  return {dw, conv2d_bias_grad_cpu(dz)};
+  Tensor db;
+  const Tensor dw =
+      weight_grad(input, dz, R, S,
+                  {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0}, &db);
+  return {dw, db};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {

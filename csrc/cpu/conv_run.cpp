@@ -311,18 +311,32 @@ void conv_run_phases(const TapConv& whole, int64_t step_h, int64_t step_w, const
   run_phases(job);
 }
 
+void bias_grad_run(const View& dy, DType dtype, void* db) {
+  parallel_tasks(
+      dy.size[1], 20.0 * dy.size[0] * dy.size[1] * dy.size[2] * dy.size[3],
+      [&](int64_t begin, int64_t end) { cpu_kernels().bias_grad_run(dy, dtype, db, begin, end); });
+}
+
 void weight_grad_run(WeightGrad job, const PlanRow& row) {
   const double work =
       2.0 * job.N * job.G * job.K * job.C * job.P * job.Q * job.rows.count * job.cols.count;
+  const bool grouped = row.algorithm == Algorithm::depthwise || row.algorithm == Algorithm::grouped;
+  const bool winograd = row.algorithm == Algorithm::winograd;
+  const bool exchange = exchanges(job, panel_of(job.dtype) / 2);
   mark_ran(row, Direction::weight_grad);
-  if (row.algorithm == Algorithm::depthwise || row.algorithm == Algorithm::grouped)
-    return run_grouped_grad(job, 20 * work);
-  if (row.algorithm == Algorithm::winograd) {
+  if (job.db && (grouped || winograd || exchange)) {  // kernels that do not sum it
+    View dy = {(void*)job.dy, {job.N, job.G * job.K, job.P, job.Q}, {}};
+    std::copy_n(job.dys, 4, dy.stride);
+    bias_grad_run(dy, job.dtype, job.db);
+    job.db = nullptr;
+  }
+  if (grouped) return run_grouped_grad(job, 20 * work);
+  if (winograd) {
     split_phases(job, {job.xs, job.dys});
     return run_winograd_grad(job, work);
   }
   if (row.algorithm == Algorithm::conv1x1) fold_pixels(job, {job.xs, job.dys});
-  if (!exchanges(job, panel_of(job.dtype) / 2)) return run_direct_grad(job, work);
+  if (!exchange) return run_direct_grad(job, work);
   const int64_t size = element_bytes(job.dtype);
   const int64_t taps = job.rows.count * job.cols.count;
   WeightGrad other = exchanged(job);

@@ -35,6 +35,7 @@ void conv_run(const TapConv& job, const PlanRow& row, Direction direction, const
 // one job, with the taps of the whole kernel.
 void conv_run_phases(const TapConv& whole, int64_t step_h, int64_t step_w, const TapConv* phases,
                      const PlanRow& row);
-void weight_grad_run(WeightGrad job, const PlanRow& row);
+void weight_grad_run(WeightGrad job, const PlanRow& row);  // and the bias gradient, if `db`
+void bias_grad_run(const View& dy, DType dtype, void* db);
 
 }  // namespace fastconv

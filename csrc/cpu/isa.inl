@@ -24,6 +24,7 @@
 #include "winograd_tile.inl"
 #include "winograd_input.inl"
 #include "conv_winograd.inl"
+#include "bias_grad.inl"
 #include "weight_grad.inl"
 #include "weight_grad_1x1.inl"
 #include "winograd_grad.inl"

@@ -76,6 +76,7 @@ struct WeightGrad {
   const void* dy;  // [N, G * K, P, Q]
   int64_t dys[4];
   void* dw;  // [G * K, C, R, S], dense
+  void* db;  // [G * K], the bias gradient; null: not asked for
 };
 
 // Broadcast operands of the register tile: pixels, or (c, r, s) in a weight gradient.

@@ -16,7 +16,7 @@ inline int64_t pixel_blocks(const WeightGrad& job, const Blocking& b) {
 }
 
 struct WeightGradScratch {
-  int64_t slab, dy, sums, totals, offsets, runs, total;  // byte offsets
+  int64_t slab, dy, sums, totals, bias, offsets, runs, total;  // byte offsets
 };
 
 template <class T>
@@ -31,7 +31,8 @@ inline WeightGradScratch weight_grad_scratch(const WeightGrad& job, const Blocki
   s.sums = s.dy + align64(panels * b.rows * b.cols * kPanel<T> * sizeof(T));
   const int64_t sums = align64(b.panels * entries * kPanel<T> * sizeof(T));
   s.totals = s.sums + sums;
-  s.offsets = s.totals + (pixel_blocks(job, b) > kSumBlocks ? sums : 0);
+  s.bias = s.totals + (pixel_blocks(job, b) > kSumBlocks ? sums : 0);
+  s.offsets = s.bias + align64(b.panels * kPanel<T> * sizeof(double));
   s.runs = s.offsets + align64(entries * sizeof(int64_t));
   s.total = s.runs + align64(b.rows * sizeof(Run));
   return s;
@@ -112,6 +113,7 @@ inline void weight_grad_run(const WeightGrad& job, const Blocking& b, void* scra
   const WeightGradScratch at = weight_grad_scratch<T>(job, b);
   T* dy = (T*)((char*)scratch + at.dy);
   T* sums = (T*)((char*)scratch + at.sums);
+  double* bias = (double*)((char*)scratch + at.bias);
   int64_t* offsets = (int64_t*)((char*)scratch + at.offsets);
   Run* runs = (Run*)((char*)scratch + at.runs);
   const int64_t dy_size[4] = {job.N, job.G * job.K, job.P, job.Q};
@@ -127,7 +129,9 @@ inline void weight_grad_run(const WeightGrad& job, const Blocking& b, void* scra
     const int64_t cn = min64(b.chunk, job.C - c0), last = min64(first + b.panels, panels);
     if (cn <= 0 || first >= last) continue;
     const int64_t entries = cn * taps, sum_count = (last - first) * entries * L;
+    const int64_t biases = job.db && c0 == 0 ? min64(job.K, last * L) - first * L : 0;
     zero(totals, sum_count);
+    zero(bias, biases);
     for (int64_t block = 0; block < blocks; ++block) {
       if (block % kSumBlocks == 0) zero(sums, sum_count);
       const int64_t q0 = block % b.col_blocks * b.cols;
@@ -165,87 +169,14 @@ inline void weight_grad_run(const WeightGrad& job, const Blocking& b, void* scra
         if (in_place) to.w = (const T*)from + panel * L, to.next_w = L, to.step_w = job.dys[3];
         add_block<T>(slab, offsets, entries, runs, rows, to, ahead);
       }
+      add_bias<S>(from + first * L * job.dys[1], job.dys, rows, cols, biases, bias);
       if (totals != sums && (block % kSumBlocks == kSumBlocks - 1 || block == blocks - 1))
         for (int64_t i = 0; i < sum_count; ++i) totals[i] += sums[i];
     }
     for (int64_t panel = first; panel < last; ++panel)
       write_weight_grad<S>(job, g, panel * L, min64(L, job.K - panel * L), c0, cn, !b.planar,
                            totals + (panel - first) * entries * L);
-  }
-}
-
-constexpr int64_t kBiasChannels = 512;  // of the channel-last sums kept at a time
-
-// total[k] += sum over pixels of x, k < channels: memory in its order, vectors along channels.
-template <class S>
-inline void bias_grad_pixels(const S* x, int64_t pixels, int64_t step, int64_t channels,
-                             double* total) {
-  typedef Compute<S> T;
-  constexpr int W = kW<T>;
-  const int64_t whole = channels / W * W;
-  T part[kBiasChannels];
-  for (int64_t first = 0; first < pixels; first += kSumTerms) {
-    const int64_t last = min64(first + kSumTerms, pixels);
-    zero(part, channels);
-    int64_t i = first;
-    for (; i + 4 <= last; i += 4, x += 4 * step) {
-      const S *x1 = x + step, *x2 = x1 + step, *x3 = x2 + step;
-      for (int64_t k = 0; k < whole; k += W)
-        store<T>(part + k,
-                 load<T>(part + k) + ((load_widened<S>(x + k) + load_widened<S>(x1 + k)) +
-                                      (load_widened<S>(x2 + k) + load_widened<S>(x3 + k))));
-      for (int64_t k = whole; k < channels; ++k)
-        part[k] += (widen(x[k]) + widen(x1[k])) + (widen(x2[k]) + widen(x3[k]));
-    }
-    for (; i < last; ++i, x += step)
-      for (int64_t k = 0; k < channels; ++k) part[k] += widen(x[k]);
-    for (int64_t k = 0; k < channels; ++k) total[k] += part[k];
-  }
-}
-
-// The sum of a plane of dy, in runs as long as it has them.
-template <class S>
-inline double bias_grad_plane(const View& dy, const S* x) {
-  const int64_t P = dy.size[2], Q = dy.size[3];
-  if (dy.stride[3] == 1 && dy.stride[2] == Q) return sum_run<S>(x, P * Q);
-  double total = 0;
-  for (int64_t p = 0; p < P; ++p, x += dy.stride[2]) {
-    if (dy.stride[3] == 1) {
-      total += sum_run<S>(x, Q);
-      continue;
-    }
-    Compute<S> row[kSumTerms * 4];
-    for (int64_t q = 0; q < Q; q += kSumTerms * 4) {
-      const int64_t n = min64(kSumTerms * 4, Q - q);
-      widen_row<S>(row, x + q * dy.stride[3], n, dy.stride[3]);
-      total += sum_run<Compute<S>>(row, n);
-    }
-  }
-  return total;
-}
-
-// db[k] = sum over n, p, q of dy[n, k, p, q]. Partial sums are short and their sum is in double;
-// the order within a channel does not depend on [begin, end).
-template <class S>
-inline void bias_grad_run(const View& dy, void* db, int64_t begin, int64_t end) {
-  const bool channels = dy.stride[1] == 1, dense = dy.stride[2] == dy.size[3] * dy.stride[3];
-  const int64_t rows = dense ? 1 : dy.size[2];  // of a channel-last image
-  const int64_t pixels = dense ? dy.size[2] * dy.size[3] : dy.size[3];
-  double total[kBiasChannels];
-  for (int64_t k0 = begin; k0 < end; k0 += kBiasChannels) {
-    const int64_t n_channels = min64(kBiasChannels, end - k0);
-    zero(total, n_channels);
-    for (int64_t n = 0; n < dy.size[0]; ++n) {
-      const S* x = (const S*)dy.data + n * dy.stride[0] + k0 * dy.stride[1];
-      if (channels)
-        for (int64_t p = 0; p < rows; ++p)
-          bias_grad_pixels<S>(x + p * dy.stride[2], pixels, dy.stride[3], n_channels, total);
-      else
-        for (int64_t k = 0; k < n_channels; ++k)
-          total[k] += bias_grad_plane<S>(dy, x + k * dy.stride[1]);
-    }
-    for (int64_t k = 0; k < n_channels; ++k)
-      ((S*)db)[k0 + k] = Narrow<S>::from((Compute<S>)total[k]);
+    write_bias<S>((S*)job.db + g * job.K + first * L, bias, biases);
   }
 }
 

@@ -9,7 +9,7 @@
 namespace fastconv::FASTCONV_NS {
 
 struct Grad1x1Scratch {
-  int64_t dy, x, planes, sums, totals, runs, total;  // byte offsets
+  int64_t dy, x, planes, sums, totals, bias, runs, total;  // byte offsets
 };
 
 template <class S>
@@ -25,7 +25,8 @@ inline Grad1x1Scratch weight_grad_1x1_scratch(const WeightGrad& job, const Block
   s.sums = s.planes + align64((L * b.cols + kW<T>)*size);
   const bool levels = pixel_blocks(job, b) > kSumBlocks;
   s.totals = s.sums + (widened || levels ? align64(channels * b.chunk * size) : 0);
-  s.runs = s.totals + (widened && levels ? align64(channels * b.chunk * size) : 0);
+  s.bias = s.totals + (widened && levels ? align64(channels * b.chunk * size) : 0);
+  s.runs = s.bias + align64(channels * sizeof(double));
   s.total = s.runs + align64(b.rows * sizeof(Run));
   return s;
 }
@@ -153,6 +154,7 @@ inline void weight_grad_1x1_run(const WeightGrad& job, const Blocking& b, void* 
   constexpr bool widened = sizeof(S) != sizeof(T);
   const Grad1x1Scratch at = weight_grad_1x1_scratch<S>(job, b);
   T *packed = (T*)((char*)scratch + at.x), *planes = (T*)((char*)scratch + at.planes);
+  double* bias = (double*)((char*)scratch + at.bias);
   Run* runs = (Run*)((char*)scratch + at.runs);
   const int64_t dy_size[4] = {job.N, job.G * job.K, job.P, job.Q};
   const S* dy_end = end_of<S>(job.dy, dy_size, job.dys, 4);
@@ -169,6 +171,8 @@ inline void weight_grad_1x1_run(const WeightGrad& job, const Blocking& b, void* 
     T* const sums = widened || levels ? (T*)((char*)scratch + at.sums) : (T*)dw;
     T* const totals = !levels ? sums : widened ? (T*)((char*)scratch + at.totals) : (T*)dw;
     for (int64_t k = 0; (levels || blocks == 0) && k < kn; ++k) zero(totals + k * total_row, cn);
+    const int64_t biases = job.db && c0 == 0 ? kn : 0;
+    zero(bias, biases);
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t q0 = block % b.col_blocks * b.cols;
       const int64_t p0 = block / b.col_blocks % b.row_blocks * b.rows;
@@ -214,12 +218,14 @@ inline void weight_grad_1x1_run(const WeightGrad& job, const Blocking& b, void* 
                      in_place ? job.xs[3] : 0},
                     row, lanes, block % kSumBlocks > 0, ahead);
       }
+      add_bias<S>(from + p0 * job.dys[2] + q0 * job.dys[3], job.dys, rows, cols, biases, bias);
       if (totals != sums && (block % kSumBlocks == kSumBlocks - 1 || block == blocks - 1))
         for (int64_t k = 0; k < kn; ++k)
           for (int64_t c = 0; c < cn; ++c) totals[k * total_row + c] += sums[k * row + c];
     }
     for (int64_t k = 0; widened && k < kn; ++k)
       narrow_row<S>(dw + k * job.C, totals + k * cn, cn, 1);
+    write_bias<S>((S*)job.db + g * job.K + k0, bias, biases);
   }
 }
 
