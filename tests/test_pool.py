@@ -317,8 +317,9 @@ def test_indices_outside_the_plane_are_ignored():
     assert torch.ops.fastconv.max_pool2d_gather(x, *args).flatten().tolist() == [0, 3, 0, 0]
 
 
-def test_threads_do_not_change_a_bit():
-    x = tensor("nchw", torch.float32, (3, 16, 61, 50)).requires_grad_()
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_threads_do_not_change_a_bit(layout):
+    x = tensor(layout, torch.float32, (3, 16, 61, 50)).requires_grad_()
     threads = torch.get_num_threads()
     results = []
     try:

@@ -1,6 +1,7 @@
 // Max pooling: bound by memory. Its gradient: max_pool_grad.inl.
 //
-// Channel-last: vectors along channels, windows clipped at the edges. Otherwise one plane at a
+// Channel-last: vectors along channels, windows clipped at the edges; max_slide.inl has the usual
+// windows. Otherwise one plane at a
 // time: the rows of a band of outputs are copied, padded with -inf and split by column phase
 // (column mod stride), so that every tap of a row of outputs is one contiguous vector stream.
 namespace fastconv::FASTCONV_NS {
@@ -225,6 +226,10 @@ inline void max_planes(const PoolJob& j, void* scratch, int64_t begin, int64_t e
       max_plane<S, kIndex, true, 0>(j, band, m, t / j.p.C, t % j.p.C);
 }
 
+}  // namespace fastconv::FASTCONV_NS
+#include "max_slide.inl"
+namespace fastconv::FASTCONV_NS {
+
 template <class S, bool kIndex, class P>
 inline void max_pool(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
   const PoolAxis &rows = j.p.rows, &cols = j.p.cols;
@@ -236,6 +241,10 @@ inline void max_pool(const PoolJob& j, void* scratch, int64_t begin, int64_t end
     if (cols.k == 2) return max_planes<S, kIndex, 2>(j, scratch, begin, end);
     if (cols.k == 3) return max_planes<S, kIndex, 3>(j, scratch, begin, end);
     return max_planes<S, kIndex, 0>(j, scratch, begin, end);
+  }
+  if (slides(j)) {
+    if (cols.k == 2) return max_slide<S, kIndex, P, 2>(j, scratch, begin, end);
+    return max_slide<S, kIndex, P, 3>(j, scratch, begin, end);
   }
   MaxRow<S, S> m = MaxRow<S, S>::make(j, scratch);
   m.row = rows.dil * j.x.stride[2];

@@ -140,12 +140,13 @@ inline int64_t pool_scratch(const PoolJob& j) {
   typedef Compute<S> T;
   const int64_t readers = j.grad ? align64(Readers::bytes(j.p.rows)) : 0;
   const int64_t columns = align64(j.p.cols.k) * sizeof(int64_t);  // MaxRow's
-  if (pool_channels(j)) return j.grad ? readers + Readers::bytes(j.p.cols) : columns;
+  int64_t bytes = 0;
+  if (j.max && !j.grad && slides(j)) KeptRow<T, IVec<T>>::make(j.p, nullptr, bytes);
+  if (pool_channels(j)) return j.grad ? readers + Readers::bytes(j.p.cols) : columns + bytes;
   const int64_t strips = !j.grad && in_strips(j) ? Strips<S>::bytes(j.p.cols) : 0;
   if (!j.max) return readers + align64(AvgPlane<T>::make(j.p, nullptr).total) + strips;
   if (strips) return strips;
   if (j.grad) return GradPlane<T>::make(j.p, nullptr).total;
-  int64_t bytes;
   MaxBand<T>::make(j.p, nullptr, bytes);
   return columns + bytes;
 }
