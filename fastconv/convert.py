@@ -224,6 +224,8 @@ class _Conversion:
                     attributes[key][index] = self._follow(item, new, where)
             elif key not in _BOOKKEEPING:
                 attributes[key] = self._follow(value, new, where)
+        if hasattr(new, "activation") and not hasattr(old, "activation"):
+            attributes["activation"] = None  # of the layer itself: where kept weights look
         attributes.pop("_weight_cache", None)  # each layer keeps its own
         attributes.pop("_compiled_call_impl", None)  # it calls the original
         if isinstance(old, torch.fx.GraphModule):

@@ -167,6 +167,14 @@ def test_copies_carry_none():
         ):
             assert cache_size(twin) == 0
             assert torch.equal(twin(x), y)
+            assert cache_size(twin) > 0
+
+
+def test_converted_layers_keep_theirs():
+    model = fastconv.convert(torch.nn.Sequential(torch.nn.Conv2d(16, 20, 3))).eval()
+    with torch.no_grad():
+        model(torch.randn(1, 16, 9, 11))
+    assert cache_size(model) > 0
 
 
 def test_problems_that_agree_share_their_weights(monkeypatch):
