@@ -172,6 +172,11 @@ GRAD_5X5 = (
 WINOGRAD_TILES = squares((7, (7, 8), 8, 9, 10, 12, 14), ((64, 64), (256, 256)))
 MIXED_TILES = squares((4, (4, 5), 5, (5, 6), 6, (6, 7), 7), ((64, 64), (256, 256)))
 STRIDED_TILES = squares((14, 20, 28, 32, 36, 40, 56), ((64, 64), (128, 128)), stride=2)
+FOLDED = tuple(
+    Problem(3, k, size, size, taps=taps, stride=stride)
+    for taps, stride, size in ((7, 2, 56), (7, 2, 112), (11, 4, 99), (5, 2, 56))
+    for k in (4, 8, 12, 16, 24, 32, 64)
+)
 # Of bfloat16, where Winograd works in float32.
 DOTS = squares((4, 5, (5, 6), 6, 7, 8, 9, 10), ((64, 64), (128, 128)), bf16=True)
 STRIDED_DOTS = squares(
@@ -249,6 +254,10 @@ RULES = (
     Rule(
         "strided winograd tile, weight gradient", "kStridedGradPixels", FORMS, "outputs", outputs,
         ("F(2)", "F(4)"), STRIDED_TILES, ("weight_grad",),
+    ),
+    Rule(
+        "folded strides, outputs", "kFoldedOutputs", PLAN, "output channels", lambda p: p.k,
+        ("direct", "winograd"), FOLDED, ("forward", "repacked", "weight_grad"),
     ),
     Rule(
         "conv1x1", "", PLAN, "outputs", outputs, ("direct", "conv1x1"),

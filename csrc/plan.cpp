@@ -2,6 +2,7 @@
 
 #include <atomic>
 
+#include "cpu/fold.h"
 #include "cpu/winograd.h"
 #include "cuda/conv_depthwise.h"
 #include "cuda/conv_grad_params.h"
@@ -39,9 +40,11 @@ constexpr int64_t kLeastPixels = 16;           // rule "winograd pixels": of a b
 constexpr int64_t kWeightGrad5x5Pixels = 512;  // rule "5x5 weight gradient error": of a batch
 constexpr int64_t kStridedGradPercent = 88;    // rule "strided input gradient products"
 constexpr int64_t kVectorGroups = 2048;        // rule "groups of a vector"
-constexpr int64_t kDotPixels = 36;             // rule "dot products, outputs": of a batch
-constexpr int64_t kDotStridedPixels = 256;     // rule "dot products, strided input gradient"
-constexpr int64_t kDot5x5Channels = 24;        // rule "dot products, 5x5 channels"
+constexpr int64_t kFoldedOutputs = 24;         // rule "folded strides, outputs"
+constexpr int64_t kFoldedChannels = 4, kFoldedSide = 12;
+constexpr int64_t kDotPixels = 36;          // rule "dot products, outputs": of a batch
+constexpr int64_t kDotStridedPixels = 256;  // rule "dot products, strided input gradient"
+constexpr int64_t kDot5x5Channels = 24;     // rule "dot products, 5x5 channels"
 // Terms of a sum in one register: longer ones err up to 1.14 times what is allowed, 7x7 of 16.
 constexpr int64_t kGroupedTerms = 256;
 
@@ -126,10 +129,29 @@ ConvProblem by_phases(ConvProblem p, Direction direction) {
   return p;
 }
 
+// The first layers of networks: strided, of few channels (fold.h).
+const char* refuse_folded(const ConvProblem& p, bool dilated, const Capabilities& caps,
+                          Direction direction) {
+  if (p.G > 1 || p.C > kFoldedChannels) return "of strides beyond 3x3/2 it has few channels only";
+  if (dilated) return "the kernel is dilated and strided";
+  if (direction == Direction::input_grad) return "of strides beyond 3x3/2 it has no input gradient";
+  if (direction == Direction::weight_grad && p.dtype != DType::f32)
+    return "of strides beyond 3x3/2 its weight gradient is of float32 only";
+  if (p.pad_t >= p.R || p.pad_b >= p.R || p.pad_l >= p.S || p.pad_r >= p.S)
+    return "outputs that read padding only would round away the others";
+  if (p.P < kFoldedSide || p.Q < kFoldedSide)
+    return "on so small a map most taps read padding, which its rounding does not know";
+  if (!caps.measured_rules) return nullptr;
+  if (caps.bf16_dots && p.dtype == DType::bf16) return prefer_dots(p, direction);
+  return p.K < kFoldedOutputs ? "too few channels to pay its transforms" : nullptr;
+}
+
 const char* refuse_winograd(const ConvProblem& given, const Capabilities& caps,
                             Direction direction) {
   const ConvProblem p = by_phases(given, direction);
   if (p.dtype == DType::f64) return "its rounding is too coarse for float64";
+  if (folds(p.R, p.S, p.stride_h, p.stride_w))
+    return refuse_folded(p, given.dil_h > 1 || given.dil_w > 1, caps, direction);
   if (p.R != p.S || (p.R != 3 && p.R != 5)) return "the kernel is neither 3x3 nor 5x5";
   const bool strided = p.stride_h == 2 && p.stride_w == 2;
   if (!strided && (p.stride_h != 1 || p.stride_w != 1)) return "the stride is neither 1 nor 2";

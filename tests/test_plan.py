@@ -45,6 +45,9 @@ def test_every_row_of_cuda_has_a_problem_that_takes_it():
         )
 
 
+STEM = (1, 3, 90, 90), (32, 3, 7, 7)
+
+
 @pytest.mark.parametrize(
     "x, w, keywords, refused, reason",
     [
@@ -129,7 +132,7 @@ def test_refusals_are_words():
         ((1, 4, 5, 6), (4, 2, 3, 3), {"groups": 2}, "depthwise", "more than one"),
         ((1, 1, 5, 6), (4, 1, 3, 3), {}, "depthwise", "single group"),
         ((1, 64, 5, 6), (64, 64, 3, 3), {"stride": 3}, "winograd", "stride"),
-        ((1, 64, 9, 9), (64, 64, 5, 5), {"stride": 2}, "winograd", "3x3 only"),
+        ((1, 64, 9, 9), (64, 64, 5, 5), {"stride": 2}, "winograd", "few channels"),
         ((1, 23, 9, 9), (64, 23, 3, 3), {"stride": 2}, "winograd", "too few channels"),
         (
             (1, 64, 9, 9),
@@ -159,6 +162,17 @@ def test_refusals_are_words():
             "coarse",
         ),
         ((1, 4, 5, 6), (8, 1, 3, 3), {"groups": 4, "direction": "input_grad"}, "depthwise", "sum"),
+        (*STEM, {"stride": 2, "dilation": 2}, "winograd", "dilated and strided"),
+        (*STEM, {"stride": 2, "direction": "input_grad"}, "winograd", "no input gradient"),
+        (*STEM, {"stride": 2, "padding": 7}, "winograd", "padding only"),
+        ((1, 3, 20, 28), STEM[1], {"stride": 2}, "winograd", "so small a map"),
+        (STEM[0], (23, 3, 7, 7), {"stride": 2}, "winograd", "too few channels"),
+        (
+            *STEM,
+            {"stride": 2, "direction": "weight_grad", "dtype": torch.float16},
+            "winograd",
+            "float32 only",
+        ),
     ],
 )
 def test_each_reason(x, w, keywords, refused, reason):

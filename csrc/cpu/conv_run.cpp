@@ -10,16 +10,10 @@
 #include "../error.h"
 #include "cpu.h"
 #include "grouped_blocking.h"
-#include "winograd.h"
+#include "winograd_run.h"
 
 namespace fastconv {
 namespace {
-
-double flops(const TapConv& job) {
-  if (job.transposed)
-    return 2.0 * job.N * job.G * job.K * job.C * job.H * job.W * job.rows.count * job.cols.count;
-  return 2.0 * job.N * job.G * job.K * job.C * job.P * job.Q * job.rows.count * job.cols.count;
-}
 
 // A 1x1 without padding reads only the pixels it writes: the stride becomes the view's, and dense
 // images become one row, of the whole batch where that is dense too. `operands` are the strides of
@@ -51,25 +45,6 @@ Blocking direct_blocking(const TapConv& job, bool packed) {
                        torch::stable::get_num_threads(), packed, cpu_bf16_dots());
 }
 
-std::atomic<TileSize> winograd_tile{};    // set_winograd_tile's
-thread_local bool largest_tiles = false;  // set_winograd_6x6's
-
-TileWish tile_wish() { return {winograd_tile, largest_tiles}; }
-
-// `kept`: its weights are transformed before, and kept between calls.
-WinogradBlocking winograd_blocking(const TapConv& job, bool kept) {
-  return winograd_blocking(job, cpu_kernels().panel_f32, torch::stable::get_num_threads(), kept,
-                           tile_wish());
-}
-
-int64_t panel_of(DType dtype) {
-  return dtype == DType::f64 ? cpu_kernels().panel_f64 : cpu_kernels().panel_f32;
-}
-
-int64_t panel_pairs(const TapConv& job) {  // (group, panel)
-  return job.G * ceil_div(job.K, panel_of(job.dtype));
-}
-
 void pack_direct(const TapConv& job, const Blocking& b, void* packed) {
   parallel_tasks(
       b.along_rows ? job.G * job.K : panel_pairs(job), flops(job),
@@ -89,57 +64,6 @@ void run_direct(const TapConv& job, const void* packed) {
     void* own = scratch(Slot::own, kernels.conv_scratch(job, b));
     kernels.conv_run(job, b, packed, own, begin, end);
   });
-}
-
-void pack_winograd(const TapConv& job, const WinogradBlocking& b, float* u) {
-  const KernelTable& kernels = cpu_kernels();
-  parallel_tasks(panel_pairs(job), flops(job), [&](int64_t begin, int64_t end) {
-    kernels.winograd_pack(job, b, u, scratch(Slot::own, kernels.winograd_scratch(job, b)), begin,
-                          end);
-  });
-}
-
-void run_winograd(const TapConv& job, const float* u) {
-  const KernelTable& kernels = cpu_kernels();
-  const WinogradBlocking b = winograd_blocking(job, u != nullptr);
-  const double work = flops(job);
-  const bool pack = b.packed && !u;
-  const int64_t u_size = pack ? panel_pairs(job) * b.chunks * b.u_chunk : 0;
-  // Where several tasks share a block, they share its inputs.
-  const int64_t v_size = b.panel_blocks > 1 ? b.blocks * b.form.points() * b.v_point : 0;
-  float* shared = (float*)scratch(Slot::shared, (u_size + v_size) * sizeof(float));
-  float* v = v_size ? shared + u_size : nullptr;
-  auto own = [&] { return scratch(Slot::own, kernels.winograd_scratch(job, b)); };
-  if (pack) pack_winograd(job, b, shared), u = shared;
-  if (v)
-    parallel_tasks(b.blocks * ceil_div(job.C, b.lanes), work, [&](int64_t begin, int64_t end) {
-      kernels.winograd_inputs(job, b, v, own(), begin, end);
-    });
-  parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
-    kernels.winograd_run(job, b, u, v, own(), begin, end);
-  });
-}
-
-void run_winograd_grad(const WeightGrad& job, double work) {
-  const KernelTable& kernels = cpu_kernels();
-  const WinogradBlocking b = winograd_grad_blocking(job, kernels.panel_f32, tile_wish());
-  const int64_t panels = ceil_div(job.K, kernels.panel_f32), points = b.form.points();
-  const int64_t v_size = b.segment * points * b.v_point;
-  const int64_t a_size = b.segment * points * panels * b.a_point;
-  const int64_t z_size = b.segments > 1 ? b.tasks * b.panels * points * b.m_point : 0;
-  float* v = (float*)scratch(Slot::shared, (v_size + a_size + z_size) * sizeof(float));
-  float *a = v + v_size, *z = z_size ? a + a_size : nullptr;
-  auto own = [&] { return scratch(Slot::own, kernels.winograd_grad_scratch(job, b)); };
-  for (int64_t segment = 0; segment < b.segments; ++segment) {
-    const int64_t blocks = min64(b.segment, b.blocks - segment * b.segment);
-    const int64_t items = blocks * (ceil_div(job.C, b.lanes) + 2 * panels);
-    parallel_tasks(items, work, [&](int64_t begin, int64_t end) {
-      kernels.winograd_grad_inputs(job, b, segment, v, a, own(), begin, end);
-    });
-    parallel_tasks(b.tasks, work, [&](int64_t begin, int64_t end) {
-      kernels.winograd_grad_run(job, b, segment, v, a, z, own(), begin, end);
-    });
-  }
 }
 
 void run_depthwise(const TapConv& job) {
@@ -222,6 +146,8 @@ void split_phases(Job& job, std::initializer_list<int64_t*> operands) {
 
 // The job as its algorithm runs it.
 TapConv prepared(TapConv job, const PlanRow& row) {
+  if (row.algorithm == Algorithm::winograd && folds(job))
+    return folded(job, fold_of(job, cpu_lanes()));
   if (row.algorithm == Algorithm::winograd) split_phases(job, {job.xs, job.ys, job.rs});
   if (row.algorithm == Algorithm::conv1x1)
     fold_pixels(job, {job.xs, job.ys, job.residual ? job.rs : job.ys});
@@ -234,22 +160,6 @@ Capabilities cpu_capabilities(bool measured_rules) {
   return {Backend::cpu, false, measured_rules, cpu_lanes(), cpu_bf16_dots()};
 }
 
-void set_winograd_tile(int rows, int cols) {
-  const TileSize tile = {rows, cols};
-  bool found = rows == 0 && cols == 0;
-  for (const TileSize& t : {kSmallTile, kMixedTile, kLargeTile, kLargestTile})
-    found |= t.rows == rows && t.cols == cols;
-  check(found, "fastconv: Winograd's tiles are of 2 x 2, 4 x 2, 4 x 4 or 6 x 6, got ", rows, " x ",
-        cols);
-  winograd_tile = tile;
-}
-
-bool set_winograd_6x6(bool allowed) {
-  const bool before = largest_tiles;
-  largest_tiles = allowed;
-  return before;
-}
-
 Packing conv_packing(const TapConv& given, const PlanRow& row) {
   const TapConv job = prepared(given, row);
   const int64_t algorithm = static_cast<int64_t>(row.algorithm), lanes = panel_pairs(job);
@@ -258,8 +168,9 @@ Packing conv_packing(const TapConv& given, const PlanRow& row) {
     case Algorithm::grouped: return {};
     case Algorithm::winograd: {
       const WinogradBlocking b = winograd_blocking(job, true);
-      return {{algorithm, lanes, b.chunk, b.form.rows.m, b.form.cols.m, b.form.rows.stride, job.G,
-               job.K, job.C, job.R, job.S},
+      const int64_t order = folds(given) ? given.xs[1] != 1 : 0;  // of folded channels
+      return {{algorithm, lanes, b.chunk, b.form.rows.m, b.form.cols.m, 2 * given.stride_h + order,
+               job.G, job.K, given.C, given.R, given.S},
               lanes * b.chunks * b.u_chunk};
     }
     default: {
@@ -273,7 +184,9 @@ Packing conv_packing(const TapConv& given, const PlanRow& row) {
 
 void conv_pack(const TapConv& given, const PlanRow& row, void* packed) {
   const TapConv job = prepared(given, row);
-  if (row.algorithm == Algorithm::winograd)
+  if (job.folded) {
+    pack_folded(given, (float*)packed);
+  } else if (row.algorithm == Algorithm::winograd)
     pack_winograd(job, winograd_blocking(job, true), (float*)packed);
   else
     pack_direct(job, direct_blocking(job, true), packed);
@@ -286,7 +199,10 @@ void conv_run(const TapConv& given, const PlanRow& row, Direction direction, con
   switch (row.algorithm) {
     case Algorithm::depthwise:
     case Algorithm::grouped: return run_grouped(job);
-    case Algorithm::winograd: return run_winograd(job, (const float*)packed);
+    case Algorithm::winograd:
+      if (!job.folded) return run_winograd(job, (const float*)packed);
+      if (!run_folded(given, (const float*)packed)) run_direct(given, nullptr);
+      return;
     default: return run_direct(job, packed);
   }
 }
@@ -331,6 +247,10 @@ void weight_grad_run(WeightGrad job, const PlanRow& row) {
     job.db = nullptr;
   }
   if (grouped) return run_grouped_grad(job, 20 * work);
+  if (winograd && folds(job)) {
+    if (!run_folded_grad(job, work)) run_direct_grad(job, work);
+    return;
+  }
   if (winograd) {
     split_phases(job, {job.xs, job.dys});
     return run_winograd_grad(job, work);

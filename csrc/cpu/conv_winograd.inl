@@ -295,7 +295,10 @@ inline void winograd_outputs(const TapConv& job, const WinogradBlocking& b, cons
                      size.rows, size.cols);
     }
   }
-  if (again) winograd_again<S>(job, b, t, panel, scratch, at);
+  if (again && job.not_finite)
+    __atomic_store_n(job.not_finite, 1, __ATOMIC_RELAXED);
+  else if (again)
+    winograd_again<S>(job, b, t, panel, scratch, at);
 }
 
 // A task: (block, range of panels), panels fastest. Null `packed`: weights are transformed here.

@@ -154,7 +154,7 @@ void* scratch(Slot slot, size_t bytes) {
     std::unique_ptr<void, Free> memory;
     size_t size = 0;
   };
-  static thread_local Buffer buffers[2];
+  static thread_local Buffer buffers[3];
   Buffer& b = buffers[static_cast<int>(slot)];
   constexpr size_t kept = size_t{64} << 20;
   if (bytes > b.size || (b.size > kept && bytes < b.size / 2)) {

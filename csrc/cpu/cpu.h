@@ -23,9 +23,9 @@ std::vector<std::pair<std::string, bool>> cpu_tiles();
 // Chooses an ISA by name ("" for the default); throws where it is unknown or cannot run here.
 void set_cpu_isa(const std::string& name);
 
-// Memory of this thread, 64-byte aligned, kept between calls up to a bound. Two slots: `shared`
-// is read by every thread of a parallel region, `own` belongs to one task.
-enum class Slot { shared, own };
+// Memory of this thread, 64-byte aligned, kept between calls up to a bound. Slots: `shared` and
+// `folded` (fold.h) are read by every thread of a parallel region, `own` belongs to one task.
+enum class Slot { shared, folded, own };
 extern bool poison_scratch;  // tests: fill with NaN before each use
 void* scratch(Slot slot, size_t bytes);
 

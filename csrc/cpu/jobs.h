@@ -25,6 +25,8 @@ struct TapConv {
   int64_t R, S;  // of the whole kernel, of which rows and cols may be a part
   TapAxis rows, cols;
   bool transposed;
+  bool folded;      // fold.h: whole vectors of channels of x may be read
+  int* not_finite;  // Winograd: set, where not null, instead of making such outputs again
   Lattice lattice;
   DType dtype;
   Activation activation;
@@ -69,6 +71,8 @@ struct WeightGrad {
   int64_t H, W, P, Q;
   int64_t stride_h, stride_w;
   TapAxis rows, cols;
+  bool folded;  // these two as a TapConv's
+  int* not_finite;
   Lattice lattice;
   DType dtype;
   const void* x;  // [N, G * C, H, W]

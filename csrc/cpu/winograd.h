@@ -217,6 +217,7 @@ static inline WinogradForm winograd_form(int64_t taps, int64_t stride, int64_t p
   // 64 -> 128 @56, where its blocks were twice as large.
   if (transposed) return {{2, 3, 2, true}, {2, 3, 2, true}};
   if (taps == 5) return {{2, 5, 1, false}, {2, 5, 1, false}};
+  if (taps == 4) return {{3, 4, 1, false}, {3, 4, 1, false}};
   const bool given = tile.rows && (stride == 1 || (tile.rows == tile.cols && tile.rows < 6));
   const TileSize size = given ? tile : tile_size(stride, pixels, channels, weights);
   return {{size.rows, 3, (int)stride, false}, {size.cols, 3, (int)stride, false}};

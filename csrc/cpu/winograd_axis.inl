@@ -46,6 +46,7 @@ FASTCONV_INLINE auto by_form(const WinogradForm& form, F f) {
   if (rows.stride == 2 && rows.m == 4) return f(Form<Axis<4, 3, 2>>{});
   if (rows.stride == 2) return f(Form<Axis<2, 3, 2>>{});
   if (rows.taps == 5) return f(Form<Axis<2, 5, 1>>{});
+  if (rows.taps == 4) return f(Form<Axis<3, 4, 1>>{});
   if (rows.m != cols.m) return f(Form<Axis<4, 3, 1>, Axis<2, 3, 1>>{});
   if (rows.m == 6) return f(Form<Axis<6, 3, 1>>{});
   return rows.m == 4 ? f(Form<Axis<4, 3, 1>>{}) : f(Form<Axis<2, 3, 1>>{});
@@ -126,10 +127,8 @@ FASTCONV_INLINE void finite_weights(const Lane* g, Lane* u) {
   } else {
     Lane even_a = g[0], odd_a = g[1], even_b = g[0], odd_b = g[1];
     if constexpr (kTaps >= 3) even_a += kA2 * g[2], even_b += kB2 * g[2];
-    if constexpr (kTaps == 5) {
-      even_a += (kA2 * kA2) * g[4], odd_a += kA2 * g[3];
-      even_b += (kB2 * kB2) * g[4], odd_b += kB2 * g[3];
-    }
+    if constexpr (kTaps >= 4) odd_a += kA2 * g[3], odd_b += kB2 * g[3];
+    if constexpr (kTaps == 5) even_a += (kA2 * kA2) * g[4], even_b += (kB2 * kB2) * g[4];
     u[0] = kNorm0 * g[0];
     u[1] = kNormA * (even_a + kA * odd_a);
     u[2] = kNormA * (even_a - kA * odd_a);
@@ -174,10 +173,8 @@ FASTCONV_INLINE void finite_outputs(const Lane* m, Lane* y) {
     const Lane even_b = m[3] + m[4], odd_b = m[3] - m[4];
     y[0] = m[0] + (even_a + even_b);
     y[1] = kA * odd_a + kB * odd_b;
-    if constexpr (kM == 4) {
-      y[2] = kA2 * even_a + kB2 * even_b;
-      y[3] = kA2 * kA * odd_a + kB2 * kB * odd_b;
-    }
+    if constexpr (kM >= 3) y[2] = kA2 * even_a + kB2 * even_b;
+    if constexpr (kM == 4) y[3] = kA2 * kA * odd_a + kB2 * kB * odd_b;
   }
 }
 
@@ -212,10 +209,8 @@ FASTCONV_INLINE void grad_axis(const Lane* y, Lane* v) {
     }
   } else {
     Lane even_a = y[0], odd_a = kA * y[1], even_b = y[0], odd_b = kB * y[1];
-    if constexpr (A::kM == 4) {
-      even_a += kA2 * y[2], odd_a += kA2 * kA * y[3];
-      even_b += kB2 * y[2], odd_b += kB2 * kB * y[3];
-    }
+    if constexpr (A::kM >= 3) even_a += kA2 * y[2], even_b += kB2 * y[2];
+    if constexpr (A::kM == 4) odd_a += kA2 * kA * y[3], odd_b += kB2 * kB * y[3];
     v[1] = even_a + odd_a;
     v[2] = even_a - odd_a;
     v[3] = even_b + odd_b;
@@ -250,10 +245,8 @@ FASTCONV_INLINE void finite_taps(const Lane* z, Lane* g) {
     g[0] = kNorm0 * z[0] + (even_a + even_b);
     g[1] = odd_a + odd_b;
     if constexpr (kTaps >= 3) g[2] = kA2 * even_a + kB2 * even_b;
-    if constexpr (kTaps == 5) {
-      g[3] = kA2 * odd_a + kB2 * odd_b;
-      g[4] = (kA2 * kA2) * even_a + (kB2 * kB2) * even_b;
-    }
+    if constexpr (kTaps >= 4) g[3] = kA2 * odd_a + kB2 * odd_b;
+    if constexpr (kTaps == 5) g[4] = (kA2 * kA2) * even_a + (kB2 * kB2) * even_b;
   }
 }
 

@@ -198,7 +198,9 @@ inline void winograd_grad_run(const WeightGrad& job, const WinogradBlocking& b, 
     bool finite = true;
     for (int64_t panel = first; finite && panel < last; ++panel)
       finite = winograd_grad_taps<S>(job, b, g, panel, c0, cn, z + (panel - first) * z_size, taps);
-    if (!finite)
+    if (!finite && job.not_finite)
+      __atomic_store_n(job.not_finite, 1, __ATOMIC_RELAXED);
+    else if (!finite)
       weight_grad_run<S>(whole(job), direct_tasks(job, b), (char*)scratch + at.again, task,
                          task + 1);
   }

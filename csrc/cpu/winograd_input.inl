@@ -40,7 +40,7 @@ inline void winograd_input(const Job& job, const WinogradBlocking& b, const Tile
                       int64_t slab_w) {
         fill_slab<S>(slab, x, job.xs, cn, image.H, image.W, h, slab_h, w, slab_w, x_end);
       };
-      const bool in_place = sizeof(S) == sizeof(float) && job.xs[1] == 1 && cn == W;
+      const bool in_place = sizeof(S) == sizeof(float) && job.xs[1] == 1 && (cn == W || job.folded);
       const Slab<float> all = {slab_data, 1, cols * W, W}, one = {slab_data, 1, tile_w * W, W};
       if (!in_place) fill(all, p0, rows, q0, cols);
       for (int64_t i = 0; i < t.rows.count(); ++i)
