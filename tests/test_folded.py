@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conv_cases import LAYOUTS, make
+from guarded import guarded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_conv import compare_all
@@ -94,6 +95,22 @@ def test_parts_of_a_batch(layout):
     assert_good(ours, theirs + residual, truth + residual, FLOAT, 8.0)
     dy = LAYOUTS[layout](residual)
     check_weight_and_bias(x, w, b, window, dy, dy, 8.0)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("before", [False, True])
+def test_nothing_is_read_past_an_operand(before, layout, isa):
+    x, w, b, window = make((2, 3, 61, 75, 40, 7, 7, (2, 2), (3, 3), (1, 1), 1), FLOAT, layout)
+    dy = LAYOUTS[layout](torch.randn(2, 40, 31, 38, generator=torch.Generator().manual_seed(1)))
+    numbers = (2, 2, 3, 3, 3, 3, 1, 1, 1)
+    ops = torch.ops.fastconv
+
+    def results(x, w, b, dy):
+        y = fastconv.conv2d(x, w, b, *window)
+        return y, *ops.conv2d_weight_bias_grad_raw(x, dy, 7, 7, *numbers, 0, None, 0)
+
+    between = results(*(guarded(t, before) for t in (x, w, b, dy)))
+    assert all(map(torch.equal, between, results(x, w, b, dy)))
 
 
 def test_results_do_not_depend_on_threads():

@@ -4,10 +4,8 @@
 #include <string.h>
 
 #include <algorithm>
-#include <atomic>
 #include <initializer_list>
 
-#include "../error.h"
 #include "cpu.h"
 #include "grouped_blocking.h"
 #include "winograd_run.h"

@@ -14,6 +14,7 @@ constexpr int64_t kFoldedImages = 4 << 20;  // elements of X that are made at on
 struct Fold {
   int64_t stride, taps;
   int64_t C, H, W;  // of X
+  int64_t images;   // whose X exists at once
   int64_t pitch;    // elements of a pixel: whole vectors, of which the last channels are not there
   bool planar;      // x is: channels are ordered (i, c, j), else (i, j, c)
 
@@ -42,6 +43,7 @@ static inline Fold fold_of(const Job& job, int64_t lanes) {
   f.H = job.P + f.taps - 1, f.W = job.Q + f.taps - 1;
   f.pitch = ceil_div(f.C, lanes) * lanes;
   f.planar = job.xs[1] != 1;
+  f.images = min64(job.N, max64(kFoldedImages / f.image(), 1));
   return f;
 }
 

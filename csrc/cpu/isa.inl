@@ -37,6 +37,8 @@
 #include "strips.inl"
 #include "avg_pool.inl"
 #include "max_places.inl"
+#include "max_channels.inl"
+#include "max_slide.inl"
 #include "max_strips.inl"
 #include "max_pool.inl"
 #include "max_pool_grad.inl"

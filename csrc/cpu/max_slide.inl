@@ -6,11 +6,7 @@
 // Zen 4: 3x3 64 @112 104 -> 71 us, 2x2 72 -> 58; without 80 -> 64 and 57 -> 54.
 namespace fastconv::FASTCONV_NS {
 
-inline bool slides(const PoolJob& j) {
-  auto axis = [](const PoolAxis& a) { return a.stride == 2 && a.dil == 1 && !a.adaptive; };
-  return pool_channels(j) && axis(j.p.rows) && axis(j.p.cols) && j.p.rows.k == j.p.cols.k &&
-         (j.p.cols.k == 2 || j.p.cols.k == 3);
-}
+inline bool slides(const PoolJob& j) { return pool_channels(j) && two_apart(j.p); }
 
 // The maxima of the windows of an input's row and their places in it, for the next row of outputs.
 template <class T, class P>

@@ -64,10 +64,14 @@ struct Strip {
   }
 };
 
-inline bool in_strips(const PoolJob& j) {
+// The usual windows: of two or three taps, two rows and columns apart.
+inline bool two_apart(const PoolProblem& p) {
   auto axis = [](const PoolAxis& a) { return a.stride == 2 && a.dil == 1 && !a.adaptive; };
-  return !pool_channels(j) && axis(j.p.rows) && axis(j.p.cols) && j.p.rows.k == j.p.cols.k &&
-         (j.p.cols.k == 2 || j.p.cols.k == 3) && j.x.stride[3] == 1 && j.y.stride[3] == 1 &&
+  return axis(p.rows) && axis(p.cols) && p.rows.k == p.cols.k && (p.cols.k == 2 || p.cols.k == 3);
+}
+
+inline bool in_strips(const PoolJob& j) {
+  return !pool_channels(j) && two_apart(j.p) && j.x.stride[3] == 1 && j.y.stride[3] == 1 &&
          (j.index_type == IndexType::none || j.index.stride[3] == 1);
 }
 

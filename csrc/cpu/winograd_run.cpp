@@ -98,9 +98,8 @@ namespace {
 template <class Job, class F>
 void by_folded_images(const Job& job, const Fold& f, void* to, F run) {
   const int64_t size = element_bytes(job.dtype);
-  const int64_t most = max64(kFoldedImages / f.image(), 1);
   for (int64_t n = 0, images; n < job.N; n += images) {
-    images = min64(most, job.N - n);
+    images = min64(f.images, job.N - n);
     Unfolded x = {(const char*)job.x + n * job.xs[0] * size,
                   {},
                   job.C,
@@ -139,8 +138,7 @@ bool run_folded(const TapConv& job, const float* u) {
   const WinogradBlocking b = winograd_blocking(part, true);
   const int64_t u_bytes = u ? 0 : whole_lines(panel_pairs(part) * b.chunks * b.u_chunk * 4);
   const int64_t w_bytes = u ? 0 : whole_lines(job.K * f.C * taps * size);
-  const int64_t images = min64(job.N, max64(kFoldedImages / f.image(), 1));
-  char* room = (char*)scratch(Slot::folded, u_bytes + w_bytes + images * f.image() * size);
+  char* room = (char*)scratch(Slot::folded, u_bytes + w_bytes + f.images * f.image() * size);
   char* const x = room + u_bytes + w_bytes;
   if (!u) pack_folded(job, f, room + u_bytes, (float*)room), u = (float*)room;
   int not_finite = 0;
@@ -158,8 +156,7 @@ bool run_folded_grad(const WeightGrad& job, double work) {
   const Fold f = fold_of(job, cpu_lanes());
   const int64_t R = job.rows.count, S = job.cols.count, taps = f.taps * f.taps;
   const int64_t dw_bytes = whole_lines(job.K * f.C * taps * 4);
-  const int64_t images = min64(job.N, max64(kFoldedImages / f.image(), 1));
-  char* const dw = (char*)scratch(Slot::folded, dw_bytes + images * f.image() * 4);
+  char* const dw = (char*)scratch(Slot::folded, dw_bytes + f.images * f.image() * 4);
   int not_finite = 0;
   WeightGrad part = folded(job, f);
   part.x = dw + dw_bytes, part.dw = dw, part.not_finite = &not_finite;
