@@ -59,9 +59,9 @@ def test_kept_weights(layout):
 
 
 def test_packed_weights_of_a_kernel_that_folds_to_the_same_are_refused():
-    x, w = torch.randn(1, 3, 90, 90), torch.randn(16, 3, 11, 11)
+    x, w = torch.randn(1, 3, 90, 90), torch.randn(32, 3, 11, 11)
     packed = torch.ops.fastconv.conv2d_pack(x, w, 4, 4, 0, 0, 0, 0, 1, 1, 1)
-    wider = torch.randn(16, 3, 12, 12)
+    wider = torch.randn(32, 3, 12, 12)
     with pytest.raises(RuntimeError, match="another problem"):
         torch.ops.fastconv.conv2d_packed(x, wider, packed, None, None, 20, 20, 0)
 
@@ -87,7 +87,7 @@ def test_what_is_not_finite_stays_where_it_belongs(bad, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_parts_of_a_batch(layout):
     """More images than are folded at once."""
-    x, w, b, window = make((9, 3, 300, 304, 24, 7, 7, (2, 2), (3, 3), (1, 1), 1), FLOAT, layout)
+    x, w, b, window = make((16, 3, 300, 304, 24, 7, 7, (2, 2), (3, 3), (1, 1), 1), FLOAT, layout)
     truth = F.conv2d(x.double(), w.double(), b.double(), *window)
     theirs = F.conv2d(x, w, b, *window)
     residual = torch.randn(truth.shape, generator=torch.Generator().manual_seed(1))
