@@ -178,6 +178,11 @@ FOLDED = tuple(
     for k in (4, 8, 12, 16, 24, 32, 64)
 )
 # Of bfloat16, where Winograd works in float32.
+FOLDED_DOTS = tuple(p._replace(bf16=True) for p in FOLDED if p.k > 16) + tuple(
+    Problem(3, k, 224, 224, taps=taps, stride=stride, bf16=True)
+    for taps, stride in ((7, 2), (11, 4))
+    for k in (32, 48, 64, 96)
+)
 DOTS = squares((4, 5, (5, 6), 6, 7, 8, 9, 10), ((64, 64), (128, 128)), bf16=True)
 STRIDED_DOTS = squares(
     (12, 16, 20, 24, 28, 32, 36, 40, 48, 56), ((64, 64), (128, 128)), stride=2, bf16=True
@@ -258,6 +263,10 @@ RULES = (
     Rule(
         "folded strides, outputs", "kFoldedOutputs", PLAN, "output channels", lambda p: p.k,
         ("direct", "winograd"), FOLDED, ("forward", "repacked", "weight_grad"),
+    ),
+    Rule(
+        "folded strides, dot products", "kFoldedDotOutputs", PLAN, "output channels", lambda p: p.k,
+        ("direct", "winograd"), FOLDED_DOTS, ("forward", "repacked"),
     ),
     Rule(
         "conv1x1", "", PLAN, "outputs", outputs, ("direct", "conv1x1"),

@@ -41,6 +41,7 @@ constexpr int64_t kWeightGrad5x5Pixels = 512;  // rule "5x5 weight gradient erro
 constexpr int64_t kStridedGradPercent = 88;    // rule "strided input gradient products"
 constexpr int64_t kVectorGroups = 2048;        // rule "groups of a vector"
 constexpr int64_t kFoldedOutputs = 24;         // rule "folded strides, outputs"
+constexpr int64_t kFoldedDotOutputs = 48;      // rule "folded strides, dot products"
 constexpr int64_t kFoldedChannels = 4, kFoldedSide = 12;
 constexpr int64_t kDotPixels = 36;          // rule "dot products, outputs": of a batch
 constexpr int64_t kDotStridedPixels = 256;  // rule "dot products, strided input gradient"
@@ -135,14 +136,14 @@ const char* refuse_folded(const ConvProblem& p, bool dilated, const Capabilities
   if (p.G > 1 || p.C > kFoldedChannels) return "of strides beyond 3x3/2 it has few channels only";
   if (dilated) return "the kernel is dilated and strided";
   if (direction == Direction::input_grad) return "of strides beyond 3x3/2 it has no input gradient";
-  if (direction == Direction::weight_grad && p.dtype != DType::f32)
-    return "of strides beyond 3x3/2 its weight gradient is of float32 only";
   if (p.pad_t >= p.R || p.pad_b >= p.R || p.pad_l >= p.S || p.pad_r >= p.S)
     return "outputs that read padding only would round away the others";
   if (p.P < kFoldedSide || p.Q < kFoldedSide)
     return "on so small a map most taps read padding, which its rounding does not know";
   if (!caps.measured_rules) return nullptr;
-  if (caps.bf16_dots && p.dtype == DType::bf16) return prefer_dots(p, direction);
+  const bool dots = caps.bf16_dots && p.dtype == DType::bf16;
+  if (dots && direction == Direction::forward && p.K < kFoldedDotOutputs)
+    return "two products of bfloat16 at once are faster";
   return p.K < kFoldedOutputs ? "too few channels to pay its transforms" : nullptr;
 }
 

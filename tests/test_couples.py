@@ -209,6 +209,8 @@ def test_the_planner_knows_of_dot_products(without_dots):
         ((1, 16, 28, 28), (16, 16, 5, 5), 1, 2): True,
         ((1, 64, 14, 14), (64, 64, 3, 3), 1, 1): False,
         ((1, 32, 28, 28), (32, 32, 5, 5), 1, 2): False,
+        ((1, 3, 64, 64), (47, 3, 7, 7), 2, 3): True,
+        ((1, 3, 64, 64), (48, 3, 7, 7), 2, 3): False,
     }
     for dots in (False, True):
         _C.set_bf16_dots(dots)

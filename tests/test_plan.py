@@ -167,12 +167,6 @@ def test_refusals_are_words():
         (*STEM, {"stride": 2, "padding": 7}, "winograd", "padding only"),
         ((1, 3, 20, 28), STEM[1], {"stride": 2}, "winograd", "so small a map"),
         (STEM[0], (23, 3, 7, 7), {"stride": 2}, "winograd", "too few channels"),
-        (
-            *STEM,
-            {"stride": 2, "direction": "weight_grad", "dtype": torch.float16},
-            "winograd",
-            "float32 only",
-        ),
     ],
 )
 def test_each_reason(x, w, keywords, refused, reason):

@@ -187,6 +187,9 @@ static void grg_run(const WeightGrad& j, const GroupedBlocking& b, void* scratch
 static void bg_run(const View& dy, DType dtype, void* db, int64_t begin, int64_t end) {
   FASTCONV_BY_DTYPE(dtype, bias_grad_run<S>(dy, db, begin, end))
 }
+static void nr_run(DType dtype, const float* from, void* to, int64_t count) {
+  FASTCONV_BY_STORAGE(dtype, narrow_row<S>((S*)to, from, count, 1))
+}
 static int64_t pl_scratch(const PoolJob& j) { FASTCONV_BY_DTYPE(j.p.dtype, pool_scratch<S>(j)) }
 static void mp_run(const PoolJob& j, void* scratch, int64_t begin, int64_t end) {
   FASTCONV_BY_DTYPE(j.p.dtype, max_pool_run<S>(j, scratch, begin, end))
@@ -213,46 +216,21 @@ namespace fastconv {
 
 extern const KernelTable FASTCONV_TABLE;
 const KernelTable FASTCONV_TABLE = {
-    FASTCONV_ISA_NAME,
-    FASTCONV_NS::kPanel<float>,
-    FASTCONV_NS::kPanel<double>,
-    FASTCONV_NS::packed_size,
-    FASTCONV_NS::pack,
-    FASTCONV_NS::scratch,
-    FASTCONV_NS::run,
-    FASTCONV_NS::wino_scratch,
-    FASTCONV_NS::wino_pack,
-    FASTCONV_NS::wino_inputs,
-    FASTCONV_NS::wino_run,
-    FASTCONV_NS::winog_scratch,
-    FASTCONV_NS::winog_inputs,
-    FASTCONV_NS::winog_run,
-    FASTCONV_NS::dw_scratch,
-    FASTCONV_NS::dw_run,
-    FASTCONV_NS::gr_scratch,
-    FASTCONV_NS::gr_run,
-    FASTCONV_NS::wg_scratch,
-    FASTCONV_NS::wg_run,
-    FASTCONV_NS::dwg_scratch,
-    FASTCONV_NS::dwg_run,
-    FASTCONV_NS::grg_scratch,
-    FASTCONV_NS::grg_run,
-    FASTCONV_NS::bg_run,
-    FASTCONV_NS::tiles_ran,
-    FASTCONV_NS::row_tiles_ran,
-    &FASTCONV_NS::dot_tiles_ran,
-    &FASTCONV_NS::axpy_tiles_ran,
-    FASTCONV_NS::grouped_ran,
-    FASTCONV_NS::kPairs,
+    FASTCONV_ISA_NAME,          FASTCONV_NS::kPanel<float>,  FASTCONV_NS::kPanel<double>,
+    FASTCONV_NS::packed_size,   FASTCONV_NS::pack,           FASTCONV_NS::scratch,
+    FASTCONV_NS::run,           FASTCONV_NS::wino_scratch,   FASTCONV_NS::wino_pack,
+    FASTCONV_NS::wino_inputs,   FASTCONV_NS::wino_run,       FASTCONV_NS::winog_scratch,
+    FASTCONV_NS::winog_inputs,  FASTCONV_NS::winog_run,      FASTCONV_NS::dw_scratch,
+    FASTCONV_NS::dw_run,        FASTCONV_NS::gr_scratch,     FASTCONV_NS::gr_run,
+    FASTCONV_NS::wg_scratch,    FASTCONV_NS::wg_run,         FASTCONV_NS::dwg_scratch,
+    FASTCONV_NS::dwg_run,       FASTCONV_NS::grg_scratch,    FASTCONV_NS::grg_run,
+    FASTCONV_NS::bg_run,        FASTCONV_NS::nr_run,         FASTCONV_NS::tiles_ran,
+    FASTCONV_NS::row_tiles_ran, &FASTCONV_NS::dot_tiles_ran, &FASTCONV_NS::axpy_tiles_ran,
+    FASTCONV_NS::grouped_ran,   FASTCONV_NS::kPairs,
     FASTCONV_NS::kPairs,  // couples: where vectors have 64 bytes
-    FASTCONV_NS::fma_peak,
-    FASTCONV_NS::pl_scratch,
-    FASTCONV_NS::mp_run,
-    FASTCONV_NS::mpg_run,
-    FASTCONV_NS::gather_run,
-    FASTCONV_NS::ap_run,
-    FASTCONV_NS::apg_run,
-    FASTCONV_NS::pr_run,
+    FASTCONV_NS::fma_peak,      FASTCONV_NS::pl_scratch,     FASTCONV_NS::mp_run,
+    FASTCONV_NS::mpg_run,       FASTCONV_NS::gather_run,     FASTCONV_NS::ap_run,
+    FASTCONV_NS::apg_run,       FASTCONV_NS::pr_run,
 };
 
 }  // namespace fastconv

@@ -79,7 +79,7 @@ struct WeightGrad {
   int64_t xs[4];
   const void* dy;  // [N, G * K, P, Q]
   int64_t dys[4];
-  void* dw;  // [G * K, C, R, S], dense
+  void* dw;  // [G * K, C, R, S], dense; float where folded
   void* db;  // [G * K], the bias gradient; null: not asked for
 };
 
@@ -161,6 +161,9 @@ struct KernelTable {
 
   // db[k] = sum over n, p, q of dy, for k in [begin, end).
   void (*bias_grad_run)(const View& dy, DType dtype, void* db, int64_t begin, int64_t end);
+
+  // to[i] = from[i], as a storage type of float arithmetic.
+  void (*narrow_row)(DType dtype, const float* from, void* to, int64_t count);
 
   const uint32_t (*tiles_ran)[kTileVectors];  // see tile.inl: by kind and vectors
   const uint32_t* row_tiles_ran;              // see row_tile.inl: in float and double

@@ -168,7 +168,10 @@ inline bool winograd_grad_taps(const WeightGrad& job, const WinogradBlocking& b,
     for (int64_t i = 0; i < cn * kernel; ++i)
       for (int64_t k = 0; k < lanes; ++k)
         if (!__builtin_isfinite(taps[i * L + k])) return false;
-  write_weight_grad<S>(job, g, panel * L, lanes, c0, cn, false, taps);
+  if (job.folded)
+    write_weight_grad<float>(job, g, panel * L, lanes, c0, cn, false, taps);
+  else
+    write_weight_grad<S>(job, g, panel * L, lanes, c0, cn, false, taps);
   return true;
 }
 

@@ -154,18 +154,25 @@ bool run_folded(const TapConv& job, const float* u) {
 
 bool run_folded_grad(const WeightGrad& job, double work) {
   const Fold f = fold_of(job, cpu_lanes());
-  const int64_t R = job.rows.count, S = job.cols.count, taps = f.taps * f.taps;
-  const int64_t dw_bytes = whole_lines(job.K * f.C * taps * 4);
-  char* const dw = (char*)scratch(Slot::folded, dw_bytes + f.images * f.image() * 4);
+  const int64_t R = job.rows.count, S = job.cols.count, size = element_bytes(job.dtype);
+  const int64_t count = job.K * job.C * R * S;
+  const bool narrow = job.dtype != DType::f32;
+  const int64_t part_bytes = whole_lines(job.K * f.C * f.taps * f.taps * 4);
+  const int64_t sum_bytes = narrow ? whole_lines(count * 4) : 0;
+  char* const room =
+      (char*)scratch(Slot::folded, part_bytes + sum_bytes + f.images * f.image() * size);
+  char* const x = room + part_bytes + sum_bytes;
+  float* const sum = narrow ? (float*)(room + part_bytes) : (float*)job.dw;
   int not_finite = 0;
   WeightGrad part = folded(job, f);
-  part.x = dw + dw_bytes, part.dw = dw, part.not_finite = &not_finite;
-  by_folded_images(job, f, dw + dw_bytes, [&](int64_t n, int64_t count) {
-    part.N = count;
-    part.dy = (const char*)job.dy + n * job.dys[0] * 4;
+  part.x = x, part.dw = room, part.not_finite = &not_finite;
+  by_folded_images(job, f, x, [&](int64_t n, int64_t images) {
+    part.N = images;
+    part.dy = (const char*)job.dy + n * job.dys[0] * size;
     run_winograd_grad(part, work);
-    unfold_grad((const float*)dw, job.K, job.C, R, S, f, n > 0, (float*)job.dw);
+    unfold_grad((const float*)room, job.K, job.C, R, S, f, n > 0, sum);
   });
+  if (narrow) cpu_kernels().narrow_row(job.dtype, sum, job.dw, count);
   return !not_finite;
 }
 
