@@ -151,8 +151,7 @@ inline void accumulate_block(const TapConv& job, const Slab<T>& slab, int64_t ro
 template <class S>
 inline bool stores_tiles(const TapConv& job, const Blocking& b, int64_t lanes, int64_t cols) {
   return b.chunk_blocks == 1 && cols >= 4 * kTile && lanes % kW<Compute<S>> == 0 &&
-         lanes > kW<Compute<S>> && job.ys[1] == 1 && !job.residual &&
-         job.activation != Activation::sigmoid;
+         job.ys[1] == 1 && !job.residual && job.activation != Activation::sigmoid;
 }
 
 template <class S, class M, int V>
@@ -183,7 +182,7 @@ inline void store_tiles(const TapConv& job, const Slab<Compute<S>>& slab, int64_
       else if (!tile.ahead.step && slab.c == 1)
         tile.ahead = next_inputs(x[0] + kTile * step, kTile * step, count);
       if (n < kTile) {
-        fma_tile<M, V, false>(n, x, runs, run_count, rest, 0, false);
+        fma_operands<M, V, false>(n, x, runs, run_count, rest, 0, false);
         for (int k = 0; k < panels_of(V); ++k)
           store_panel<S>(to[k], acc + k * kTile * L, p0 + i, q0 + j, 1, n);
       } else if (to->activation == Activation::relu) {
@@ -300,6 +299,8 @@ inline void conv_run(const TapConv& job, const Blocking& b, const void* packed, 
         }
         if (!in_tiles)
           accumulate_block<M>(job, slab, rows, cols, runs, run_count, tile, c0 > 0, ahead);
+        else if (vectors == 1)
+          store_tiles<S, M, 1>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0, outputs);
         else if (vectors == 2)
           store_tiles<S, M, 2>(job, slab, rows, cols, runs, run_count, tile, to, p0, q0, outputs);
         else if (kPairs && vectors == 3)

@@ -20,9 +20,8 @@ inline WinogradScratch winograd_scratch(const TapConv& job, const WinogradBlocki
   const int64_t slab = winograd_slab(b);
   WinogradScratch s = {};
   s.m = s.v + b.form.points() * b.v_point * f;
-  const int64_t panels = kPairs ? 2 : 1;  // of a tile
-  s.u = s.m + panels * b.form.points() * b.m_point * f;
-  s.outputs = s.u + panels * b.u_chunk * f;
+  s.u = s.m + kWinogradPanels * b.form.points() * b.m_point * f;
+  s.outputs = s.u + kWinogradPanels * b.u_chunk * f;
   s.again = s.outputs + align64(outputs);
   s.slab = s.again + align64(outputs);
   s.weights = s.slab + align64(slab_elements(W, slab, 1, f) * f);
@@ -74,11 +73,23 @@ inline void winograd_inputs(const TapConv& job, const WinogradBlocking& b, float
                       i % vectors + 1);
 }
 
-// M (+)= V * U at every point, of one chunk; `to` are the panels at the first point. `next_u`: the
-// weights that are multiplied after those, may be null.
+// The end of the panels from `panel` on that are multiplied at each point before the next: of
+// [panel, last), those whose tiles have as many vectors.
+inline int64_t same_tiles(int64_t panel, int64_t last, int64_t K) {
+  auto vectors_at = [&](int64_t i) {
+    return tile_vectors<float>(min64(K, last * kPanel<float>) - i * kPanel<float>);
+  };
+  int64_t next = panel + panels_of(vectors_at(panel));
+  while (next < min64(last, panel + kWinogradPanels) && vectors_at(next) == vectors_at(panel))
+    ++next;
+  return next;
+}
+
+// M (+)= V * U at every point, of one chunk; `to` are the panels at the first point, of which
+// `panels` follow. `next_u`: the weights that are multiplied after those, may be null.
 inline void winograd_multiply(const TapConv& job, const WinogradBlocking& b, const TileBlock& t,
                               const float* v, int64_t c0, const TilePanels<float>& to,
-                              const float* next_u, Run* runs) {
+                              int64_t panels, const float* next_u, Run* runs) {
   constexpr int W = kW<float>, L = kPanel<float>;
   const int64_t tiles = t.tiles(), last = min64(c0 + b.chunk, job.C);
   int64_t run_count = 0;
@@ -95,18 +106,19 @@ inline void winograd_multiply(const TapConv& job, const WinogradBlocking& b, con
     const int64_t f = sizeof(float);
     const bool more = xi + 1 < b.form.points();
     const float* w = more ? to.w + b.form.weight_of(xi + 1) * b.u_point : next_u;
-    for (int i = 0; w && w != at.w && i < (to.vectors + 1) / 2; ++i)
+    for (int64_t i = 0; w && w != at.w && i < panels; ++i)
       ahead.add(w + i * to.next_w, (last - c0) * L * f);
     if (more) ahead.add(v + (xi + 1) * b.v_point + c0 * tiles, (last - c0) * tiles * f);
-    ahead.spread(groups * (last - c0), to.vectors);
-    for (int64_t group = 0; group < groups; ++group) {
-      const int64_t low = begin + n * group / groups, high = begin + n * (group + 1) / groups;
-      const float* x[kTile];
-      for (int64_t k = 0; k < high - low; ++k) x[k] = v + xi * b.v_point + (low + k) * W;
-      at.ahead = ahead.take(last - c0);
-      fma_tile<float>((int)(high - low), x, runs, run_count, at, low * L, c0 > 0);
-      ran |= 1u << (high - low - 1);
-    }
+    const int64_t tiles_across = panels / panels_of(to.vectors);
+    ahead.spread(tiles_across * groups * (last - c0), to.vectors);
+    for (int64_t i = 0; i < tiles_across; ++i, at.w += to.next_w, at.acc += to.next_acc)
+      for (int64_t group = 0; group < groups; ++group) {
+        const int64_t low = begin + n * group / groups, high = begin + n * (group + 1) / groups;
+        const float* x = v + xi * b.v_point + low * W;
+        at.ahead = ahead.take(last - c0);
+        fma_tile<float, false, W>((int)(high - low), &x, runs, run_count, at, low * L, c0 > 0);
+        ran |= 1u << (high - low - 1);
+      }
   }
   mark_tiles<float>(ran, Tiles::forward, to.vectors);
 }
@@ -326,7 +338,7 @@ inline void winograd_run(const TapConv& job, const WinogradBlocking& b, const fl
     const int64_t last = min64(first + b.panels, panels);
     for (int64_t panel = first, next; panel < last; panel = next) {
       const int vectors = tile_vectors<float>(min64(job.K, last * L) - panel * L);
-      next = panel + panels_of(vectors);
+      next = same_tiles(panel, last, job.K);
       const int64_t m_panel = b.form.points() * b.m_point, u_panel = b.chunks * b.u_chunk;
       for (int64_t chunk = 0; chunk < b.chunks; ++chunk) {
         TilePanels<float> to = {vectors, u, b.u_chunk, m, m_panel};
@@ -342,7 +354,8 @@ inline void winograd_run(const TapConv& job, const WinogradBlocking& b, const fl
           next_u = to.w + b.u_chunk;
         else if (packed && next < last)
           next_u = packed + (t.g * panels + next) * u_panel;
-        winograd_multiply(job, b, t, v, chunk * b.chunk, to, next_u, (Run*)(own + at.runs));
+        winograd_multiply(job, b, t, v, chunk * b.chunk, to, next - panel, next_u,
+                          (Run*)(own + at.runs));
       }
       for (int64_t i = panel; i < next; ++i)
         winograd_outputs<S>(job, b, t, i, m + (i - panel) * m_panel, own, at);

@@ -153,7 +153,7 @@ __attribute__((noinline)) void tile_to_channels(const Compute<S>* const* x, cons
   typedef Compute<S> T;
   constexpr int W = kW<T>;
   Vec<T> sums[V][kTile];
-  sum_tile<M, kTile, V, false, 1>(x, runs, run_count, to, sums);
+  sum_tile<M, kTile, V, false, 0, 1>(x, runs, run_count, to, sums);
 #pragma GCC unroll 6
   for (int j = 0; j < kTile; ++j)
 #pragma GCC unroll 4

@@ -56,9 +56,10 @@ struct TilePanels {
   int64_t step_w = 0;  // of weights read where they lie: from one product to the next
 };
 
-// Whether a tile asks for two lines a product. One of two vectors of 64 bytes has few FMAs beside
-// its loads: sums of 256 products at 0.98 of the peak on Zen 4, with a second line 0.90.
-constexpr bool asks_twice(int vectors) { return !kPairs || vectors > 2; }
+// Whether a tile asks for two lines a product. One of two vectors has few FMAs beside its loads:
+// with AVX-512 on Zen 4 sums of 256 products at 0.98 of the peak, with a second line 0.90; with
+// AVX2 all 3x3 and 5x5 are 1.02 times as fast without it.
+constexpr bool asks_twice(int vectors) { return vectors > 2; }
 
 // Memory that the tiles of the next point or chunk read, for those of this one to ask for. A core
 // does not look as far ahead as L3 is away (3x3 256->256 @56 on Emerald Rapids: 0.78 of the FMA
@@ -95,8 +96,9 @@ struct Ahead {
   }
 };
 
-// M: the arithmetic. kCache: the level that lines come into.
-template <class M, int J, int V, bool kInPlace = false, int kCache = V < 2 ? 1 : 2>
+// M: the arithmetic. kCache: the level that lines come into. kApart: operands are at x[0] and so
+// many elements apart, which leaves one address for all; 0: they are where x says.
+template <class M, int J, int V, bool kInPlace = false, int kApart = 0, int kCache = V < 2 ? 1 : 2>
 FASTCONV_INLINE void sum_tile(const Data<M>* const* x, const Run* runs, int64_t run_count,
                               const TilePanels<Data<M>>& to, Vec<Data<M>> (&sums)[V][J]) {
   typedef Data<M> T;
@@ -108,7 +110,7 @@ FASTCONV_INLINE void sum_tile(const Data<M>* const* x, const Run* runs, int64_t 
   const T* base[J];
 #pragma GCC unroll 6
   for (int j = 0; j < J; ++j) {
-    base[j] = x[j];
+    base[j] = kApart ? x[0] + j * kApart : x[j];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) sums[v][j] = Vec<T>{};
   }
@@ -156,7 +158,7 @@ FASTCONV_INLINE void sum_tile(const Data<M>* const* x, const Run* runs, int64_t 
     if (V == 1) sums[0][j] += others[j];
 }
 
-template <class M, int J, int V, bool kInPlace>
+template <class M, int J, int V, bool kInPlace, int kApart>
 __attribute__((noinline)) void fma_tile(const Data<M>* const* x, const Run* runs, int64_t run_count,
                                         const TilePanels<Data<M>>& to, int64_t at,
                                         bool accumulate) {
@@ -164,7 +166,7 @@ __attribute__((noinline)) void fma_tile(const Data<M>* const* x, const Run* runs
   constexpr int W = kW<T>;
   Vec<T> sums[V][J];
   T* const panels[2] = {to.acc + at, to.acc + at + to.next_acc};
-  sum_tile<M, J, V, kInPlace>(x, runs, run_count, to, sums);
+  sum_tile<M, J, V, kInPlace, kApart>(x, runs, run_count, to, sums);
 #pragma GCC unroll 6
   for (int j = 0; j < J; ++j)
 #pragma GCC unroll 4
@@ -174,30 +176,34 @@ __attribute__((noinline)) void fma_tile(const Data<M>* const* x, const Run* runs
     }
 }
 
-template <class M, int V, bool kInPlace>
-FASTCONV_INLINE void fma_tile(int J, const Data<M>* const* x, const Run* runs, int64_t run_count,
-                              const TilePanels<Data<M>>& to, int64_t at, bool accumulate) {
+// By the number of operands.
+template <class M, int V, bool kInPlace, int kApart = 0>
+FASTCONV_INLINE void fma_operands(int J, const Data<M>* const* x, const Run* runs,
+                                  int64_t run_count, const TilePanels<Data<M>>& to, int64_t at,
+                                  bool accumulate) {
   switch (J) {
-    case 1: return fma_tile<M, 1, V, kInPlace>(x, runs, run_count, to, at, accumulate);
-    case 2: return fma_tile<M, 2, V, kInPlace>(x, runs, run_count, to, at, accumulate);
-    case 3: return fma_tile<M, 3, V, kInPlace>(x, runs, run_count, to, at, accumulate);
-    case 4: return fma_tile<M, 4, V, kInPlace>(x, runs, run_count, to, at, accumulate);
-    case 5: return fma_tile<M, 5, V, kInPlace>(x, runs, run_count, to, at, accumulate);
-    default: return fma_tile<M, 6, V, kInPlace>(x, runs, run_count, to, at, accumulate);
+    case 1: return fma_tile<M, 1, V, kInPlace, kApart>(x, runs, run_count, to, at, accumulate);
+    case 2: return fma_tile<M, 2, V, kInPlace, kApart>(x, runs, run_count, to, at, accumulate);
+    case 3: return fma_tile<M, 3, V, kInPlace, kApart>(x, runs, run_count, to, at, accumulate);
+    case 4: return fma_tile<M, 4, V, kInPlace, kApart>(x, runs, run_count, to, at, accumulate);
+    case 5: return fma_tile<M, 5, V, kInPlace, kApart>(x, runs, run_count, to, at, accumulate);
+    default: return fma_tile<M, 6, V, kInPlace, kApart>(x, runs, run_count, to, at, accumulate);
   }
 }
 
 // Into the accumulators from element `at` of each panel on.
-template <class M, bool kInPlace = false>
+template <class M, bool kInPlace = false, int kApart = 0>
 FASTCONV_INLINE void fma_tile(int J, const Data<M>* const* x, const Run* runs, int64_t run_count,
                               const TilePanels<Data<M>>& to, int64_t at, bool accumulate) {
   if constexpr (kPairs) {
-    if (to.vectors == 4) return fma_tile<M, 4, kInPlace>(J, x, runs, run_count, to, at, accumulate);
-    if (to.vectors == 3) return fma_tile<M, 3, kInPlace>(J, x, runs, run_count, to, at, accumulate);
+    if (to.vectors == 4)
+      return fma_operands<M, 4, kInPlace, kApart>(J, x, runs, run_count, to, at, accumulate);
+    if (to.vectors == 3)
+      return fma_operands<M, 3, kInPlace, kApart>(J, x, runs, run_count, to, at, accumulate);
   }
   if (to.vectors == 1 && !kInPlace)
-    return fma_tile<M, 1, false>(J, x, runs, run_count, to, at, accumulate);
-  return fma_tile<M, 2, kInPlace>(J, x, runs, run_count, to, at, accumulate);
+    return fma_operands<M, 1, false, kApart>(J, x, runs, run_count, to, at, accumulate);
+  return fma_operands<M, 2, kInPlace, kApart>(J, x, runs, run_count, to, at, accumulate);
 }
 
 // FLOPs of `iterations` rounds of twelve independent FMAs, for calibration.

@@ -96,11 +96,12 @@ inline void winograd_grad_inputs(const WeightGrad& job, const WinogradBlocking& 
   }
 }
 
-// Z += A * V over the blocks of a segment that are of group g, for the panels of a tile and a
-// chunk.
+// Z += A * V over the blocks of a segment that are of group g, for the panels [panel, end), whose
+// tiles are of so many vectors, and a chunk.
 inline void winograd_grad_multiply(const WeightGrad& job, const WinogradBlocking& b,
-                                   int64_t segment, int64_t g, int64_t panel, int vectors,
-                                   int64_t c0, const float* v, const float* a, float* z) {
+                                   int64_t segment, int64_t g, int64_t panel, int64_t end,
+                                   int vectors, int64_t c0, const float* v, const float* a,
+                                   float* z) {
   constexpr int W = kW<float>, L = kPanel<float>;
   const int64_t panels = ceil_div(job.K, L), cn = min64(b.chunk, job.C - c0);
   const int64_t points = b.form.points(), first = segment * b.segment;
@@ -119,7 +120,7 @@ inline void winograd_grad_multiply(const WeightGrad& job, const WinogradBlocking
       const int64_t begin = t.begin(last_h, last_w);
       const Run run = {begin * W, W, t.end(last_h, last_w) - begin};
       if (run.count <= 0) {
-        for (int i = 0; starts && i < (vectors + 1) / 2; ++i)
+        for (int64_t i = 0; starts && i < end - panel; ++i)
           zero(z + (i * points + weight) * b.m_point, cn * L);
         continue;
       }
@@ -130,21 +131,22 @@ inline void winograd_grad_multiply(const WeightGrad& job, const WinogradBlocking
       Ahead ahead = {};
       if (xi + 1 < points) {
         const int64_t f = sizeof(float);
-        for (int i = 0; i < (vectors + 1) / 2; ++i)
+        for (int64_t i = 0; i < end - panel; ++i)
           ahead.add(w + (i * points + 1) * b.a_point, t.tiles() * L * f);
         ahead.add(from + b.v_point + c0 * t.tiles(), cn * t.tiles() * f);
       }
-      const int64_t groups = ceil_div(cn, kTile);
-      ahead.spread(groups * run.count, vectors);
-      for (int64_t group = 0; group < groups; ++group) {
-        const int64_t low = cn * group / groups, high = cn * (group + 1) / groups;
-        const float* x[kTile];
-        for (int64_t c = low; c < high; ++c)
-          x[c - low] = from + (c0 + c) / W * t.tiles() * W + (c0 + c) % W;
-        to.ahead = ahead.take(run.count);
-        fma_tile<float>((int)(high - low), x, &run, 1, to, low * L, !starts);
-        ran |= 1u << (high - low - 1);
-      }
+      const int64_t groups = ceil_div(cn, kTile), tiles = (end - panel) / panels_of(vectors);
+      ahead.spread(tiles * groups * run.count, vectors);
+      for (int64_t i = 0; i < tiles; ++i, to.w += to.next_w, to.acc += to.next_acc)
+        for (int64_t group = 0; group < groups; ++group) {
+          const int64_t low = cn * group / groups, high = cn * (group + 1) / groups;
+          const float* x[kTile];
+          for (int64_t c = low; c < high; ++c)
+            x[c - low] = from + (c0 + c) / W * t.tiles() * W + (c0 + c) % W;
+          to.ahead = ahead.take(run.count);
+          fma_tile<float>((int)(high - low), x, &run, 1, to, low * L, !starts);
+          ran |= 1u << (high - low - 1);
+        }
     }
   }
   mark_tiles<float>(ran, Tiles::weight_grad, vectors);
@@ -193,8 +195,8 @@ inline void winograd_grad_run(const WeightGrad& job, const WinogradBlocking& b, 
     float* z = sums ? sums + task * b.panels * z_size : (float*)scratch;
     for (int64_t panel = first, next; panel < last; panel = next) {
       const int vectors = tile_vectors<float>(min64(job.K, last * L) - panel * L);
-      next = panel + panels_of(vectors);
-      winograd_grad_multiply(job, b, segment, g, panel, vectors, c0, v, a,
+      next = same_tiles(panel, last, job.K);
+      winograd_grad_multiply(job, b, segment, g, panel, next, vectors, c0, v, a,
                              z + (panel - first) * z_size);
     }
     if (segment < b.segments - 1) continue;
