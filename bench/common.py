@@ -137,6 +137,8 @@ def hold_isa(options: argparse.Namespace) -> str:
     from fastconv import _C
 
     os.environ.update(SWITCHES.get(options.isa, {}))
+    if options.isa:  # a script's imports may have chosen before
+        _C.set_cpu_isa(options.isa)
     return _C.cpu_isa()
 
 

@@ -5,7 +5,8 @@
 
 A cell is the worst to the best row of a class and how many of its rows reach the target; of means,
 the mean. "x FMA" is the direct algorithm's GFLOP/s over the FMA peak measured beside it, "x torch"
-the time of torch's better layout over that of fastconv's.
+the time of torch's better layout over that of fastconv's. The last column names the paragraph on
+why some rows do not reach it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -199,9 +201,30 @@ TARGETS = (
 )  # fmt: skip
 
 
-def cell(target: Target, document: dict | None) -> str:
-    """The worst to the best of the rows, and how many reach the target."""
-    found = sorted(target.values(document)) if document else []
+# Paragraphs of bench/README.md, and the targets that they are of; the first that matches.
+WHY = {
+    "max pooling": "max",
+    "averages": "average",
+    "add": "add",
+    "1x1": "mean|1x1",
+    "3x3/2": "3x3/2",
+    "first layers": "of 3 channels|worst layer|stem",
+    "5x5": "5x5",
+    "3x3 with both gradients": "step.*3x3",
+    "3x3": "3x3",
+    "calls": "pixel|LeNet",
+}
+
+
+def reason(target: Target, found: Iterable[list[float]]) -> str:
+    """The paragraph on why a column's values do not all reach the target; "" where they do."""
+    if all(value >= target.least for values in found for value in values):
+        return ""
+    return next(name for name, pattern in WHY.items() if re.search(pattern, target.what))
+
+
+def cell(target: Target, found: list[float]) -> str:
+    """The worst to the best of the sorted rows, and how many reach the target."""
     if not found:
         return ""
     if len(found) == 1:
@@ -219,9 +242,12 @@ def table(results: Path) -> str:
     for target in TARGETS:
         first, *batch = target.stem.split("_")
         names = ["_".join([first, part, *batch]) for part in SETS.values()]
-        cells = [cell(target, documents.get(name)) for name in names]
-        rows.append([target.what, f"{target.least:.3g}", *cells])
-    return markdown(["what", "at least", *SETS], rows)
+        found = [
+            sorted(target.values(documents[name])) if name in documents else [] for name in names
+        ]
+        cells = [cell(target, values) for values in found]
+        rows.append([target.what, f"{target.least:.3g}", *cells, reason(target, found)])
+    return markdown(["what", "at least", *SETS, "why not more"], rows)
 
 
 def main() -> int:

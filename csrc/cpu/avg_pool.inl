@@ -40,7 +40,7 @@ FASTCONV_INLINE void avg_window(const S* x, int64_t rows, int64_t row, int64_t c
 template <class S>
 inline void avg_channels(const PoolJob& j, int64_t n, int64_t p) {
   typedef Compute<S> T;
-  constexpr int W = kW<T>, U = 4;
+  constexpr int W = kW<T>, U = W < 8 ? 8 : 64 / W;  // 64 channels: pieces of whole lines, and few
   const Range h = window_of(j.p.rows, p);
   const int64_t counted = count_of(j.p, j.p.rows, p), C = j.p.C;
   for (int64_t q = 0; q < j.p.cols.out; ++q) {
