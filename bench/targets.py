@@ -115,6 +115,19 @@ def calls(what: str, least: float, name: str) -> Target:
     return Target(f"x torch, {what}", least, "calls", values)
 
 
+def threads(what: str, least: float, chosen: Callable[[Layer], bool]) -> Target:
+    """A target of two threads: their multiple of their FMA peak over one thread's of its own."""
+
+    def values(document: dict) -> Iterator[float]:
+        alone = {}
+        for found in layers_of(document["alone"], "forward", chosen):
+            alone[found[1]["name"]] = over_peak(*found, LAYOUTS)
+        for found in layers_of(document, "forward", chosen):
+            yield over_peak(*found, LAYOUTS) / alone[found[1]["name"]]
+
+    return Target(f"{what}, over what the FMA peak gains", least, "layers_vgg16_threads2", values)
+
+
 def every(layer: Layer) -> bool:
     return True
 
@@ -194,6 +207,7 @@ TARGETS = (
     copies("average 2x2/2", 0.8, "average 2x2/2"),
     copies("global average", 0.9, "global average"),
     copies("add + ReLU", 0.9, "add + ReLU"),
+    threads("two threads over one, 3x3 of VGG", 0.93, shape(3, 1, (), range(64, 1025))),
     calls("LeNet's layers, inference mode", 2, "LeNet"),
     calls("one pixel", 1 / 1.3, "one pixel, inference mode"),
     calls("one pixel with gradients", 1 / 1.5, "one pixel, to be differentiated"),
@@ -203,6 +217,7 @@ TARGETS = (
 
 # Paragraphs of bench/README.md, and the targets that they are of; the first that matches.
 WHY = {
+    "threads": "threads",
     "max pooling": "max",
     "averages": "average",
     "add": "add",
@@ -238,6 +253,8 @@ def table(results: Path) -> str:
     documents = {}
     for path in results.glob("*_zen4*.json"):
         documents[path.stem] = json.loads(path.read_text())
+    for name, document in documents.items():
+        document["alone"] = documents.get(name.split("_vgg16")[0])  # in one thread, all layers
     rows = []
     for target in TARGETS:
         first, *batch = target.stem.split("_")

@@ -281,7 +281,7 @@ static inline WinogradBlocking winograd_blocking(const TapConv& job, int64_t pan
 }
 
 static inline WinogradBlocking winograd_grad_blocking(const WeightGrad& job, int64_t panel,
-                                                      TileWish wish) {
+                                                      int64_t threads, TileWish wish) {
   WinogradBlocking b =
       tile_blocking(job, job.rows.count, false, panel, WinogradWeights::summed, wish);
   b.chunk = even_share(job.C, kGradChannels);
@@ -295,7 +295,8 @@ static inline WinogradBlocking winograd_grad_blocking(const WeightGrad& job, int
   const int64_t most = max64(all <= 3 * sums ? all : 2 * sums, kNearFloats);
   b.segment = even_share(b.blocks, max64(min64(most, kSegmentFloats) / block, 1));
   b.segments = ceil_div(b.blocks, b.segment);
-  b.panels = min64(panels, kWinogradPanels);
+  b.panels =
+      min64(task_panels(panels, job.G * b.chunks, threads, tile_panels(panel, 4)), kWinogradPanels);
   b.panel_blocks = ceil_div(panels, b.panels);
   b.tasks = job.G * b.panel_blocks * b.chunks;
   return b;
@@ -311,14 +312,19 @@ static inline int64_t winograd_slab(const WinogradBlocking& b) {
 
 template <class Job>
 static inline TileBlock tile_block(const Job& job, const WinogradBlocking& b, int64_t block) {
-  const int64_t j = block % b.col_blocks * b.tile_cols, above = block / b.col_blocks;
-  const int64_t i = above % b.row_blocks * b.tile_rows, image = above / b.row_blocks;
+  const int64_t col = block % b.col_blocks, above = block / b.col_blocks;
+  const int64_t row = above % b.row_blocks, image = above / b.row_blocks;
+  // Of a size, or one less: threads get as much, where a last one of what is left would be small.
+  auto from = [](int64_t at, int64_t blocks, const TileAxis& axis) {
+    return axis.count() * at / blocks;
+  };
+  const int64_t i = from(row, b.row_blocks, b.rows), j = from(col, b.col_blocks, b.cols);
   TileBlock t = {};
   t.g = image % job.G;
   t.n0 = image / job.G * b.images, t.images = min64(b.images, job.N - t.n0);
   t.p0 = b.rows.start(i), t.q0 = b.cols.start(j);
-  t.rows = b.rows.part(i, min64(b.tile_rows, b.rows.count() - i));
-  t.cols = b.cols.part(j, min64(b.tile_cols, b.cols.count() - j));
+  t.rows = b.rows.part(i, from(row + 1, b.row_blocks, b.rows) - i);
+  t.cols = b.cols.part(j, from(col + 1, b.col_blocks, b.cols) - j);
   return t;
 }
 

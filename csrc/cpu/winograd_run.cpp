@@ -72,7 +72,8 @@ void run_winograd(const TapConv& job, const float* u) {
 void run_winograd_grad(const WeightGrad& job, double work) {
   const KernelTable& kernels = cpu_kernels();
   const WinogradBlocking b =
-      winograd_grad_blocking(job, kernels.panel_f32, job.folded ? TileWish{} : tile_wish());
+      winograd_grad_blocking(job, kernels.panel_f32, torch::stable::get_num_threads(),
+                             job.folded ? TileWish{} : tile_wish());
   const int64_t panels = ceil_div(job.K, kernels.panel_f32), points = b.form.points();
   const int64_t v_size = b.segment * points * b.v_point;
   const int64_t a_size = b.segment * points * panels * b.a_point;
