@@ -20,10 +20,12 @@ default all in this order, and writes what they find into the folder OUT as it c
   sanitize  compute-sanitizer's memcheck and racecheck on a small grid   OUT/memcheck.txt, …
 
 A step is stopped after nine minutes; what measures stops by itself before, and goes on where it
-ended when run again with the same OUT. OUT/steps.json says what became of each step.
+ended when run again with the same OUT. With TOTAL the steps share that many seconds evenly, and
+what one leaves goes to the next. OUT/steps.json says what became of each step.
 It needs torch with CUDA, triton, pybind11, pytest and a CUDA toolkit (nvcc; compute-sanitizer).
 
-environment: PYTHON (python3), LIMIT (seconds of a step, 530), FASTCONV_CUDA_ARCHS (this GPU's)
+environment: PYTHON (python3), LIMIT (seconds of a step, 530), TOTAL (seconds of all steps and the
+             build, by default no limit), FASTCONV_CUDA_ARCHS (this GPU's)
 exit status: 0 all steps passed, 1 one failed, 2 wrong use or no GPU
 END
 }
@@ -36,7 +38,8 @@ mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 python=${PYTHON:-python3}
-limit=${LIMIT:-530}
+most=${LIMIT:-530}
+limit=$most
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 all=(test triton layers backward networks train sanitize)
 [ $# -gt 0 ] || set -- "${all[@]}"
@@ -63,13 +66,14 @@ state=$({ find csrc setup.py -type f -print0 | sort -z | xargs -0 sha256sum
 if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
   rm -f "$stamp"
   echo "building for sm_$FASTCONV_CUDA_ARCHS"
-  if ! timeout -k 10 "$limit" "$python" setup.py build_ext --inplace >"$out/build.txt" 2>&1; then
+  if ! timeout -k 10 "${TOTAL:-$most}" "$python" setup.py build_ext --inplace >"$out/build.txt" 2>&1; then
     tail -20 "$out/build.txt" >&2
     echo "bench/gpu.sh: the build failed: $out/build.txt" >&2
     exit 1
   fi
   mkdir -p build && echo "$state" >"$stamp"
 fi
+[ -z "${TOTAL:-}" ] || started=$SECONDS
 
 limited() { timeout -k 10 "$((limit - (SECONDS - started)))" "$@"; }
 pytest=("$python" -m pytest -q -p no:cacheprovider -o addopts=)
@@ -96,8 +100,9 @@ step_train() {
   return $failed
 }
 bench() { # SCRIPT NAME [OPTION...]; stops by itself where time for one more row is left
+  local last=$((limit < 225 ? limit / 5 : 45))
   limited "$python" "bench/gpu_$1.py" "${@:3}" \
-    --seconds "$((limit - (SECONDS - started) - 45))" --json "$out/$2.json"
+    --seconds "$((limit - (SECONDS - started) - last))" --json "$out/$2.json"
 }
 
 step_sanitize() { # every tensor is an allocation of its own, or memcheck would see one large block
@@ -124,6 +129,11 @@ find_sanitizer() {
 failed=0
 report=
 for step; do
+  if [ -n "${TOTAL:-}" ]; then # an even share of what is left
+    limit=$(((TOTAL - started) / $#))
+    [ "$limit" -le "$most" ] || limit=$most
+  fi
+  shift
   echo "== $step"
   "step_$step" 2>&1 | tee "$out/$step.txt"
   status=${PIPESTATUS[0]}

@@ -208,11 +208,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     roof = results.document["ceilings"]
     layers = {layer.name: layer for layer in LAYERS if re.search(options.filter, layer.name)}
-    requests = [
+    requests = [  # where time is short, every layer in the first form
         {"name": name, "precision": precision, "form": form}
         for precision in options.precision or PRECISIONS
-        for name in layers
         for form in forms
+        for name in layers
     ]
     requests += [
         {"name": name, "precision": precision, "form": form + COMPILED}

@@ -93,10 +93,22 @@ def test_what_measures_is_given_the_time_that_is_left(script, tmp_path):
     assert script(tmp_path / "out", "backward", "train", LIMIT="100").returncode == 0
     log = (script.tree / "log").read_text()
     seconds = [int(part.split()[0]) for part in log.split("--seconds ")[1:]]
-    assert len(seconds) == 3 and all(40 <= each <= 55 for each in seconds)
+    assert len(seconds) == 3 and all(65 <= each <= 80 for each in seconds)
     assert {"pools.json", "backward.json", "train.json"} <= {
         path.name for path in (tmp_path / "out").iterdir()
     }
+
+
+def test_the_steps_share_a_total(script, tmp_path):
+    steps = ("layers", "networks", "backward")
+    assert script(tmp_path / "out", *steps, TOTAL="300", LIMIT="130").returncode == 0
+    log = (script.tree / "log").read_text()
+    first, second, *third = (int(part.split()[0]) for part in log.split("--seconds ")[1:])
+    assert 70 <= first <= 80  # 100 of 300, a fifth of them for the last row
+    assert all(94 <= each <= 104 for each in (second, *third))  # 130: what the others left
+    (script.tree / "python").write_text(PYTHON + 'case "$*" in *build_ext*) sleep 60 ;; esac\n')
+    (script.tree / "csrc/a.cu").write_text("2")
+    assert "build failed" in script(tmp_path / "out", "test", TOTAL="2").stderr
 
 
 @pytest.mark.parametrize("part", ["test_gpu_train", "gpu_train.py --seconds", "gpu_pools"])
