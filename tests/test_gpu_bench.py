@@ -83,7 +83,9 @@ def test_gradients_of_layers(counted, tmp_path):
     arguments += ["--precision", "float32", "--json", str(tmp_path / "a")]
     assert gpu_layers.main(arguments) == 0
     rows = json.loads((tmp_path / "a").read_text())["rows"]
-    assert [row["form"] for row in rows] == ["bare", "input_grad", "weight_grad"] * 3
+    assert [row["form"] for row in rows] == [
+        form for form in ("bare", "input_grad", "weight_grad") for _ in range(3)
+    ]
     assert not any(row["errors"] for row in rows)
     assert all({"torch", "fastconv"} <= set(row["seconds"]) for row in rows)
     assert len({row["floor"] for row in rows}) == 3  # a layer's passes move and multiply the same
