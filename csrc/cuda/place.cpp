@@ -1,16 +1,12 @@
 #include "place.h"
 
 #include <cuda_runtime_api.h>
-#include <stdint.h>
 
 #include <mutex>
 #include <vector>
 
 #include "../error.h"
-
-// Of torch's stable ABI, present where torch was built with CUDA.
-extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device_index,
-                                                                            void** stream);
+#include "stream.h"
 
 namespace fastconv::cuda {
 namespace {
@@ -42,17 +38,18 @@ Device facts_of(int device) {
 }  // namespace
 
 OnDevice::OnDevice(int index) {
-  check(aoti_torch_get_current_cuda_stream, "fastconv: this torch was built without CUDA");
+  place_.stream = current_stream(index);
   must(cudaGetDevice(&before_), "cudaGetDevice");
   place_.gpu = facts_of(index);
   check(place_.gpu.arch >= 80, "fastconv: the CUDA kernels need compute capability 8.0, device ",
         index, " has ", place_.gpu.arch / 10, ".", place_.gpu.arch % 10,
         "; the Triton backend may run there");
-  check(aoti_torch_get_current_cuda_stream(index, &place_.stream) == 0,
-        "fastconv: no current stream of device ", index);
-  if (before_ != index) must(cudaSetDevice(index), "cudaSetDevice");
+  changed_ = before_ != index;
+  if (changed_) must(cudaSetDevice(index), "cudaSetDevice");
 }
 
-OnDevice::~OnDevice() { cudaSetDevice(before_); }
+OnDevice::~OnDevice() {
+  if (changed_) cudaSetDevice(before_);  // which would make a context where there is none
+}
 
 }  // namespace fastconv::cuda

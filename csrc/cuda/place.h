@@ -22,6 +22,7 @@ class OnDevice {
  private:
   Place place_;
   int before_;
+  bool changed_;
 };
 
 }  // namespace fastconv::cuda

@@ -7,6 +7,7 @@ here only for tensors without data.
 from __future__ import annotations
 
 import operator
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -181,9 +182,21 @@ def batched(input: Tensor, name: str) -> tuple[Tensor, bool]:
     )
 
 
+class _Switches(types.ModuleType):
+    """torch's switches as attributes of a module: torch.compile reads those, and compiles again
+    when one has another value. It refuses the object in which torch keeps them."""
+
+    @property
+    def tf32(self) -> bool:
+        return torch.backends.cudnn.conv.fp32_precision == "tf32"
+
+
+_switches = _Switches("switches")
+
+
 def allows_tf32() -> bool:
     """torch's switch for convolutions: float32 on CUDA may be multiplied in tf32."""
-    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return _switches.tf32
 
 
 def autocast_enabled(t: Tensor) -> bool:

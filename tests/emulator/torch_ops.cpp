@@ -12,7 +12,7 @@ namespace cuda {
 
 static Device emulated = {90, 4, 227 << 10};
 
-OnDevice::OnDevice(int) : place_{nullptr, emulated}, before_(0) {}
+OnDevice::OnDevice(int) : place_{nullptr, emulated}, before_(0), changed_(false) {}
 OnDevice::~OnDevice() {}
 
 }  // namespace cuda
