@@ -10,19 +10,23 @@ Builds fastconv in place for this GPU alone (where the sources changed), then ru
 default all in this order, and writes what they find into the folder OUT as it comes:
 
   test      pytest tests/test_gpu.py, test_gpu_grad.py                   OUT/test.txt
-  triton    pytest tests/test_triton_gpu.py, layers beside Triton        OUT/triton.json, .txt
   layers    every layer beside torch and cuDNN (bench/gpu_layers.py)     OUT/layers.json, .txt
   backward  gradients of max poolings (bench/gpu_pools.py) and of every
             layer beside torch                                           OUT/pools.json, backward.json, .txt
   networks  the networks whole (bench/gpu_networks.py)                   OUT/networks.json, .txt
-  train     pytest tests/test_gpu_train.py, then whole training steps
-            and their memory beside torch (bench/gpu_train.py)           OUT/train.json, .txt
+  train     pytest tests/test_gpu_train.py, then whole training steps and
+            their memory beside torch (bench/gpu_train.py), ResNet-50's
+            in batches of 64                                             OUT/train*.json, .txt
+  triton    layers, forward and backward, and poolings with Triton's
+            kernels too, then pytest tests/test_triton_gpu.py            OUT/triton*.json, .txt
   sanitize  compute-sanitizer's memcheck and racecheck on a small grid   OUT/memcheck.txt, …
+  compile   layers beside torch.compile, which takes long                OUT/layers.json, compile.txt
 
 A step is stopped after nine minutes; what measures stops by itself before, and goes on where it
 ended when run again with the same OUT. With TOTAL the steps share that many seconds evenly, and
 what one leaves goes to the next. OUT/steps.json says what became of each step.
-It needs torch with CUDA, triton, pybind11, pytest and a CUDA toolkit (nvcc; compute-sanitizer).
+It needs torch with CUDA, triton, pybind11, setuptools, pytest (hypothesis for "triton") and a CUDA
+toolkit (nvcc; compute-sanitizer). Where pytest-xdist is installed, tests run in several processes.
 
 environment: PYTHON (python3), LIMIT (seconds of a step, 530), TOTAL (seconds of all steps and the
              build, by default no limit), FASTCONV_CUDA_ARCHS (this GPU's)
@@ -41,7 +45,9 @@ python=${PYTHON:-python3}
 most=${LIMIT:-530}
 limit=$most
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-all=(test triton layers backward networks train sanitize)
+# The tests' default is Triton's interpreter; of the CPU's kernels nothing here runs but a few.
+export TRITON_INTERPRET=0 FASTCONV_BUILD_ISAS=${FASTCONV_BUILD_ISAS:-baseline}
+all=(test layers backward networks train triton sanitize compile)
 [ $# -gt 0 ] || set -- "${all[@]}"
 for step; do
   case " ${all[*]} " in
@@ -50,6 +56,11 @@ for step; do
   esac
 done
 
+"$python" -c '
+import re, setuptools
+if int(re.match("[0-9]+", setuptools.__version__)[0]) < 77:
+    raise SystemExit(f"bench/gpu.sh: the build needs setuptools 77, here is {setuptools.__version__}")
+' || exit 2
 capability=$("$python" -c '
 import torch
 if not torch.cuda.is_available():
@@ -75,45 +86,61 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
 fi
 [ -z "${TOTAL:-}" ] || started=$SECONDS
 
-limited() { timeout -k 10 "$((limit - (SECONDS - started)))" "$@"; }
-pytest=("$python" -m pytest -q -p no:cacheprovider -o addopts=)
-tests=("${pytest[@]}" tests/test_gpu.py tests/test_gpu_grad.py)
-
-step_test() { limited "${tests[@]}"; }
-step_triton() {
-  TRITON_INTERPRET=0 limited "${pytest[@]}" tests/test_triton_gpu.py &&
-    bench layers triton --triton --precision float16 --compile ""
+# PARTS: how many of the step's commands, this one too, share the time that is left of it.
+share() { echo $(((limit - (SECONDS - started)) / $1)); }
+limited() { # PARTS COMMAND...
+  local seconds
+  seconds=$(share "$1")
+  [ "$seconds" -gt 0 ] || { echo "no time left for: ${*:2}"; return 124; }
+  timeout -k 10 "$seconds" "${@:2}"
 }
-step_layers() { bench layers layers; }
+bench() { # PARTS SCRIPT NAME [OPTION...]; stops by itself where time for one more row is left
+  local last=$((limit < 225 ? limit / 5 : 45))
+  limited 1 "$python" "bench/gpu_$2.py" "${@:4}" \
+    --seconds "$(($(share "$1") - last))" --json "$out/$3.json"
+}
+pytest=("$python" -m pytest -q -p no:cacheprovider -o addopts=)
+tests=(tests/test_gpu.py tests/test_gpu_grad.py)
+workers=()
+"$python" -c 'import xdist' 2>/dev/null && workers=(-n 8)
+
+step_test() { limited 1 "${pytest[@]}" "${workers[@]}" "${tests[@]}"; }
+step_layers() { bench 1 layers layers --compile ""; }
 step_backward() {
   local failed=0
-  bench pools pools --precision float16 --precision float32 || failed=1
-  bench layers backward --backward --precision float16 --precision tf32 --precision float32 ||
-    failed=1
+  bench 2 pools pools --precision float16 --precision float32 || failed=$?
+  bench 1 layers backward --backward --precision float16 --precision tf32 --precision float32 ||
+    failed=$?
   return $failed
 }
-step_networks() { bench networks networks; }
+step_networks() { bench 1 networks networks; }
 step_train() {
   local failed=0
-  limited "${pytest[@]}" tests/test_gpu_train.py || failed=1
-  bench train train || failed=1
+  limited 2 "${pytest[@]}" "${workers[@]}" tests/test_gpu_train.py || failed=$?
+  bench 2 train train64 --batch 64 --filter resnet50 --precision float16 || failed=$?
+  bench 1 train train || failed=$?
   return $failed
 }
-bench() { # SCRIPT NAME [OPTION...]; stops by itself where time for one more row is left
-  local last=$((limit < 225 ? limit / 5 : 45))
-  limited "$python" "bench/gpu_$1.py" "${@:3}" \
-    --seconds "$((limit - (SECONDS - started) - last))" --json "$out/$2.json"
+step_triton() {
+  local failed=0
+  bench 4 layers triton --triton --precision float16 --compile "" || failed=$?
+  bench 3 layers triton_backward --triton --backward --precision float16 || failed=$?
+  bench 2 pools triton_pools --triton --precision float16 || failed=$?
+  limited 1 "${pytest[@]}" "${workers[@]}" tests/test_triton_gpu.py || failed=$?
+  return $failed
 }
+step_compile() { bench 1 layers layers --precision float16; } # goes on in the file of "layers"
 
 step_sanitize() { # every tensor is an allocation of its own, or memcheck would see one large block
-  local sanitizer tool failed=0
+  local sanitizer tool parts=2 failed=0
   sanitizer=$(find_sanitizer) || {
     echo "no compute-sanitizer, which comes with the CUDA toolkit: set CUDA_HOME"
     return 1
   }
   for tool in memcheck racecheck; do
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited "$sanitizer" --tool "$tool" --error-exitcode 9 \
-      --kernel-name kns=fastconv --log-file "$out/$tool.txt" "${tests[@]}" -k small || failed=1
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited $((parts--)) "$sanitizer" --tool "$tool" \
+      --error-exitcode 9 --kernel-name kns=fastconv --log-file "$out/$tool.txt" \
+      "${pytest[@]}" "${tests[@]}" -k small || failed=1
     echo "$tool: $(tail -n 1 "$out/$tool.txt")"
   done
   return $failed

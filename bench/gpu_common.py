@@ -27,8 +27,9 @@ from fastconv.testing.timing import low_quartile
 
 Task = Callable[[], object]
 REPLAYS = 9
-CALLS = 4  # in a graph, at least
-MOST_SETS = 6  # of inputs
+LEAST = 5e-4  # seconds of a replay: some microseconds of it are the launch and the events
+MOST_CALLS = 1024  # in a graph
+MOST_SETS = 256  # of inputs
 
 
 @dataclass(frozen=True)
@@ -89,26 +90,32 @@ class CudaClock:
         self.name = properties.name
 
     def times(self, calls: Sequence[Task]) -> dict[str, float]:
-        count = max(CALLS, len(calls))
-
         def turn() -> None:
-            for i in range(count):
-                calls[i % len(calls)]()
+            for call in calls:
+                call()
 
         turn()  # cudnn.benchmark, autotuning and compilation, in the default stream
         torch.cuda.synchronize()
-        found = {"eager": self._median(turn) / count}
+        found = {"eager": self._median(turn) / len(calls)}
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             turn()
         torch.cuda.current_stream().wait_stream(side)
+        seconds = self._replay(turn, 1)
+        turns = min(math.ceil(LEAST / seconds), max(1, MOST_CALLS // len(calls)))
+        if turns > 1:
+            seconds = self._replay(turn, turns) / turns
+        found["graph"] = seconds / len(calls)
+        return found
+
+    def _replay(self, turn: Task, turns: int) -> float:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            turn()
+            for _ in range(turns):
+                turn()
         graph.replay()
-        found["graph"] = self._median(graph.replay) / count
-        return found
+        return self._median(graph.replay)
 
     def peak(self, task: Task) -> int:
         torch.cuda.synchronize()
@@ -131,9 +138,9 @@ class CudaClock:
         return statistics.median(start.elapsed_time(end) for start, end in samples) * 1e-3
 
 
-def input_sets(clock, bytes_each: int) -> int:
+def input_sets(clock, bytes_each: int, most: int = MOST_SETS) -> int:
     """How many sets of inputs pass two and a half times the L2 cache."""
-    return max(1, min(MOST_SETS, math.ceil(2.5 * clock.l2_bytes / max(bytes_each, 1))))
+    return max(1, min(most, math.ceil(2.5 * clock.l2_bytes / max(bytes_each, 1))))
 
 
 def clock_for(device: str):
@@ -296,7 +303,8 @@ def head_lines(document: dict) -> list[str]:
 
 def summary(document: dict, groups: Sequence[str]) -> list[str]:
     """For each group of rows and mode: gain over each rival (geometric mean, worst row), and the
-    share of the roofline, where rows have a floor, of fastconv's and of torch's kernels."""
+    share of the roofline, where rows have a floor, of fastconv's and of the rival's kernels;
+    then the same of fastconv's Triton kernels over torch, where they were timed."""
     rows = document["rows"]
     lines = [
         f"{'':28}{'mode':7}{'over':>18}{'rows':>6}{'gain':>8}{'worst':>8}  "
@@ -307,10 +315,13 @@ def summary(document: dict, groups: Sequence[str]) -> list[str]:
         rivals = dict.fromkeys(n for row in mine for n in row["seconds"] if n != "fastconv")
         modes = dict.fromkeys(m for row in mine for s in row["seconds"].values() for m in s)
         for mode in modes:
-            for rival in rivals:
-                line = _against(mine, rival, mode)
+            pairs = [("fastconv", rival) for rival in rivals]
+            pairs += [("triton", rival) for rival in rivals if rival.startswith("torch")]
+            for ours, rival in pairs:
+                line = _against(mine, ours, rival, mode)
                 if line:
-                    lines.append(f"{' '.join(group):28}{mode:7}{rival:>18}{line}")
+                    over = rival if ours == "fastconv" else f"{rival} ({ours})"
+                    lines.append(f"{' '.join(group):28}{mode:7}{over:>18}{line}")
     errors = [(row["name"], n, e) for row in rows for n, e in row["errors"].items()]
     for name, contestant, error in errors[:8]:
         lines.append(f"not measured: {name}, {contestant}: {error}")
@@ -321,18 +332,18 @@ def summary(document: dict, groups: Sequence[str]) -> list[str]:
     return lines
 
 
-def _against(rows: list[dict], rival: str, mode: str) -> str | None:
+def _against(rows: list[dict], ours: str, rival: str, mode: str) -> str | None:
     both = [
-        (row["seconds"][rival][mode] / row["seconds"]["fastconv"][mode], row)
+        (row["seconds"][rival][mode] / row["seconds"][ours][mode], row)
         for row in rows
-        if mode in row["seconds"].get(rival, {}) and mode in row["seconds"].get("fastconv", {})
+        if mode in row["seconds"].get(rival, {}) and mode in row["seconds"].get(ours, {})
     ]
     if not both:
         return None
     worst, row = min(both, key=lambda pair: pair[0])
     shares = [
         100 * geometric_mean(row["floor"] / row["seconds"][name][mode] for _, row in both)
-        for name in ("fastconv", rival)
+        for name in (ours, rival)
         if all(row.get("floor") for _, row in both)
     ]
     share = f"{shares[0]:.0f} ({shares[1]:.0f})" if shares else ""

@@ -114,14 +114,12 @@ def cudnn_form(form: str, window: tuple) -> Callable[..., torch.Tensor]:
     return lambda x, w, b, r: torch.ops.aten.cudnn_convolution_add_relu(x, w, r, 1.0, b, *pairs)
 
 
-def triton_form(form: str, window: tuple) -> Callable[..., torch.Tensor]:
-    call = fastconv_form(form, window)
-
-    def on_triton(*operands):
+def on_triton(call: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def chosen(*operands):
         with fastconv.backend("triton"):
             return call(*operands)
 
-    return on_triton
+    return chosen
 
 
 def flag_gems_form(window: tuple) -> Callable[..., torch.Tensor] | None:
@@ -162,7 +160,7 @@ def contestants(
         torch._dynamo.reset()  # or the next layer counts as a recompilation
         forms["compile"] = torch.compile(plain, dynamic=False)
     elif triton:
-        forms["triton"] = triton_form(form, window)
+        forms["triton"] = on_triton(forms["fastconv"])
     if device == "cuda" and not compiled:
         if form in FORMS[1:]:
             forms["cudnn"] = cudnn_form(form, window)

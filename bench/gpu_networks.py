@@ -50,7 +50,7 @@ def measure(clock, request: dict, precision: Precision, batch: int, device: str,
     )
     inputs = [
         torch.randn(size, device=device).to(precision.dtype, memory_format=torch.channels_last)
-        for _ in range(input_sets(clock, moved))
+        for _ in range(input_sets(clock, moved, most=2))
     ]
     networks = {"torch": twin, "fastconv": ours}
     if compiled:

@@ -29,7 +29,7 @@ from gpu_common import (
     parser,
     run,
 )
-from gpu_layers import line
+from gpu_layers import line, on_triton
 
 FORMS = ("forward", "both")
 
@@ -84,7 +84,9 @@ def moved(x: torch.Tensor, y: torch.Tensor, form: str) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser(__doc__, batch=32, compiled=None).parse_args(arguments)
+    options = parser(__doc__, batch=32, compiled=None)
+    options.add_argument("--triton", action="store_true", help="time fastconv's Triton kernels too")
+    options = options.parse_args(arguments)
     clock = clock_for(options.device)
     results = Results(
         options.json, head_of("gpu_pools", clock, options), ("name", "precision", "form")
@@ -110,6 +112,8 @@ def main(arguments: list[str] | None = None) -> int:
             "torch": call_of(F.max_pool2d, pool, form),
             "fastconv": call_of(fastconv.max_pool2d, pool, form),
         }
+        if options.triton:
+            functions["triton"] = on_triton(functions["fastconv"])
         calls = {
             name: [lambda call=call, each=each: call(*each) for each in sets]
             for name, call in functions.items()

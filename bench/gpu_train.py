@@ -59,7 +59,7 @@ def measure(clock, request: dict, precision: Precision, batch: int, device: str,
     size = (batch, *models.input_size(name))
     sets = [
         torch.randn(size, device=device).to(memory_format=torch.channels_last)
-        for _ in range(input_sets(clock, 4 * torch.Size(size).numel()))
+        for _ in range(input_sets(clock, 4 * torch.Size(size).numel(), most=2))
     ]
     labels = torch.arange(batch, device=device) % 10
     ours, twin = gpu_networks.pair_of(name)

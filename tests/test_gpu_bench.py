@@ -196,14 +196,14 @@ def test_a_wrong_result_is_not_timed_and_a_raised_error_is_kept():
 
 
 class PretendedGpu:
-    """torch.cuda's names that CudaClock uses; a call of a task takes a second of GPU time."""
+    """torch.cuda's names that CudaClock uses; a call of a task takes `each` seconds of GPU time."""
 
-    def __init__(self):
-        self.seconds, self.capturing = 0.0, None
+    def __init__(self, each=1.0):
+        self.seconds, self.capturing, self.each, self.graphs = 0.0, None, each, []
 
     def task(self):
         if self.capturing is None:
-            self.seconds += 1
+            self.seconds += self.each
         else:
             self.capturing.calls += 1
 
@@ -224,7 +224,7 @@ class PretendedGpu:
             calls = 0
 
             def replay(self):
-                gpu.seconds += self.calls / 2  # nothing waits for the host
+                gpu.seconds += gpu.each * self.calls / 2  # nothing waits for the host
 
         class Stream:
             def wait_stream(self, other):
@@ -233,6 +233,7 @@ class PretendedGpu:
         @contextlib.contextmanager
         def graph(captured):
             gpu.capturing = captured
+            gpu.graphs.append(captured)
             yield
             gpu.capturing = None
 
@@ -255,6 +256,16 @@ def test_the_clock_divides_by_the_calls_it_times(monkeypatch, sets):
     assert clock.times(tasks) == {"eager": 1.0, "graph": 0.5}
     assert clock.l2_bytes == 50 << 20
     assert called[:sets] == list(range(sets))  # in turn
+    assert [graph.calls for graph in gpu.graphs] == [sets]
+
+
+@pytest.mark.parametrize("sets, calls", [(1, 100), (7, 105), (2000, 2000)])
+def test_short_calls_are_captured_often_enough_to_be_timed(monkeypatch, sets, calls):
+    gpu = PretendedGpu(each=1e-5)
+    gpu.patch(monkeypatch)
+    found = gpu_common.CudaClock().times([gpu.task] * sets)
+    assert found["eager"] == pytest.approx(1e-5) and found["graph"] == pytest.approx(5e-6)
+    assert gpu.graphs[-1].calls == calls
 
 
 def test_summary():
@@ -266,6 +277,9 @@ def test_summary():
     _, line = gpu_common.summary(document, ("precision",))
     # gains 2 and 0.5, shares of the roofline 1/2 and 1/8, torch's 1/4
     assert line.split() == ["tf32", "graph", "torch", "2", "1.00", "0.50", "25", "(25)", "b"]
+    document["rows"][0]["seconds"]["triton"] = {"graph": 8.0}
+    lines = gpu_common.summary(document, ("precision",))
+    assert lines[-1].split()[2:6] == ["torch", "(triton)", "1", "0.50"]
     document["rows"][0]["errors"]["cudnn"] = "refused"
     document["complete"] = False
     text = "\n".join(gpu_common.summary(document, ("precision",)))
@@ -288,4 +302,5 @@ def test_inputs_pass_the_cache_and_stay_few():
     assert gpu_common.input_sets(clock, 1 << 19) == 5
     assert gpu_common.input_sets(clock, 1) == gpu_common.MOST_SETS
     assert gpu_common.input_sets(clock, 1 << 30) == 1
+    assert gpu_common.input_sets(clock, 1 << 19, most=2) == 2
     assert gpu_common.HostClock().times([lambda: None])["eager"] > 0
