@@ -114,7 +114,8 @@ struct PoolOps {
         dtype_of(grad, op));
     PoolJob job = index_job(op, index, p);
     const int64_t size[4] = {p.N, p.C, height, width};
-    const Tensor output = empty4(grad, size, channels_last(dy), p.dtype);
+    // As the index, which has the input's memory format; dy from behind a flatten may not.
+    const Tensor output = empty4(grad, size, channels_last(job.index), p.dtype);
     job.x = view_of(output, op, "output"), job.y = dy;
     Backend::run(PoolKernel::max_grad, job, grad);
     return output;

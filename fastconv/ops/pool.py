@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from .. import _C
 from . import pool_fakes
@@ -194,12 +195,26 @@ def _max_pool2d_gather_backward(ctx, grad):
     return (_max_pool2d_grad(grad, index, *ctx.settings), *[None] * 11)
 
 
+def _in_format(grad: Tensor, channels_last: bool) -> Tensor:
+    """An average's gradient in its input's memory format, which the input's gradient then has:
+    from behind a flatten it comes contiguous, and so would every gradient before it."""
+    n, c, p, q = grad.shape
+    # NOTE one pixel has any format to contiguous(), and its strides are not what a trace expects.
+    if (p, q) != (1, 1) and channels_last == (suggest_memory_format(grad) == torch.channels_last):
+        return grad
+    if channels_last:
+        return grad.permute(0, 2, 3, 1).reshape(n, p * q * c).view(n, p, q, c).permute(0, 3, 1, 2)
+    return grad.reshape(n, c * p * q).view(n, c, p, q)
+
+
 def _avg_pool2d_save(ctx, inputs, output):
     input, *ctx.settings = inputs
     ctx.size = input.shape[2:]
+    ctx.channels_last = suggest_memory_format(input) == torch.channels_last
 
 
 def _avg_pool2d_backward(ctx, grad):
+    grad = _in_format(grad, ctx.channels_last)
     return (_avg_pool2d_grad(grad, *ctx.size, *ctx.settings), *[None] * 9)
 
 
@@ -213,9 +228,11 @@ def _avg_pool2d_grad_backward(ctx, grad_dx):
 
 def _adaptive_save(ctx, inputs, output):
     ctx.size = inputs[0].shape[2:]
+    ctx.channels_last = suggest_memory_format(inputs[0]) == torch.channels_last
 
 
 def _adaptive_backward(ctx, grad):
+    grad = _in_format(grad, ctx.channels_last)
     return _adaptive_avg_pool2d_grad(grad, *ctx.size), None, None
 
 

@@ -116,7 +116,7 @@ def max_pool2d_grad(grad, index, height, width, *window):
     _check_input("max_pool2d_grad", grad, size)
     _check_output("max_pool2d_grad", grad, height, width, window)
     _check_index("max_pool2d_grad", index, grad.shape)
-    return empty(grad, size)
+    return empty(index, size, grad.dtype)
 
 
 def max_pool2d_gather(input, index, height, width, *window):
