@@ -25,8 +25,9 @@ default all in this order, and writes what they find into the folder OUT as it c
 A step is stopped after nine minutes; what measures stops by itself before, and goes on where it
 ended when run again with the same OUT. With TOTAL the steps share that many seconds evenly, and
 what one leaves goes to the next. OUT/steps.json says what became of each step.
-It needs torch with CUDA, triton, pybind11, setuptools, pytest (hypothesis for "triton") and a CUDA
-toolkit (nvcc; compute-sanitizer). Where pytest-xdist is installed, tests run in several processes.
+It needs torch with CUDA, triton, pybind11, setuptools, pytest (hypothesis for "triton"; rich and
+mlxtend for the tests of the commands, which are skipped without) and a CUDA toolkit (nvcc;
+compute-sanitizer). Where pytest-xdist is installed, tests run in several processes.
 
 environment: PYTHON (python3), LIMIT (seconds of a step, 530), TOTAL (seconds of all steps and the
              build, by default no limit), FASTCONV_CUDA_ARCHS (this GPU's)

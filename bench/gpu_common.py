@@ -16,13 +16,14 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from common import geometric_mean, machine, save
+from fastconv.testing.compare import tf32
 from fastconv.testing.timing import low_quartile
 
 Task = Callable[[], object]
@@ -43,17 +44,8 @@ class Precision:
     tf32: bool
     agreement: float
 
-    @contextlib.contextmanager
-    def switched(self) -> Iterator[None]:
-        switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
-        before = [switch.allow_tf32 for switch in switches]
-        try:
-            for switch in switches:
-                switch.allow_tf32 = self.tf32
-            yield
-        finally:
-            for switch, value in zip(switches, before, strict=True):
-                switch.allow_tf32 = value
+    def switched(self) -> contextlib.AbstractContextManager[None]:
+        return tf32(self.tf32)
 
 
 PRECISIONS = {

@@ -18,6 +18,7 @@ import torch
 
 import fastconv
 from fastconv import _C
+from fastconv.testing import compare
 
 _C.set_poison(True)
 EXECUTED = pytest.StashKey[dict[str, bool]]()
@@ -61,10 +62,8 @@ def _seed():
 @pytest.fixture
 def without_tf32():
     """torch's TF32 switch off, whatever a test does with it."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
+    with compare.tf32(False):
+        yield
 
 
 @pytest.fixture(params=_C.cpu_isas().split())

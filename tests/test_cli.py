@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 
 import fastconv.nn
-from fastconv.cli import info, main
+from fastconv.cli import info, main, validate
 from fastconv.cli.comparison import Row, compare_layer, compare_networks
 from fastconv.cli.decisions import Recorder, Replay
+from fastconv.ops.sizes import allows_tf32
 from fastconv.testing import torch_layers
+from fastconv.testing.compare import tf32
 from fastconv.testing.layers import LAYERS
 
 
@@ -58,6 +60,22 @@ def test_tune_keeps_its_choices(tmp_path, capsys):
 def test_unknown_network_is_refused(capsys):
     assert run("validate", "--network", "lenet9000") == 2
     assert "lenet9000" in capsys.readouterr().err
+
+
+def test_validate_compares_float32_without_tf32(monkeypatch):
+    """Which torch allows on CUDA by default: its own error would be what is measured."""
+    seen = []
+
+    def compare(layer, *_, **__):
+        seen.append(allows_tf32())
+        return Row("layer", layer.name, "", "float32")
+
+    monkeypatch.setattr(validate, "compare_layer", compare)
+    monkeypatch.setattr(validate, "compare_networks", lambda *_, **__: Row("network", "", "", ""))
+    with tf32(True):
+        run("validate", "--network", "lenet")
+        assert allows_tf32()
+    assert seen and not any(seen)
 
 
 @pytest.mark.parametrize("command", ["validate", "train", "predict"])

@@ -17,6 +17,7 @@ from torch import Tensor
 import fastconv
 from fastconv import models
 from fastconv.backend import BACKENDS
+from fastconv.testing.compare import tf32
 from fastconv.testing.layers import LAYERS
 
 from . import emulated
@@ -37,10 +38,10 @@ DESCRIPTION = f"""Compares networks from fastconv's ops with the same ones from 
 
 Same weights, crops of a real photograph (LeNet: real digits), one training step: every output, the
 loss, every gradient, and every parameter and buffer after an SGD step. First in float64, tightly,
-then in --dtype, to ten times torch's own error; the truth is torch in float64, and for gradients it
-takes the ReLU and max pooling decisions of the run it judges. Then every distinct convolution layer
-beside nn.Conv2d, to twice torch's own error. Times are of a training step, a layer forward and
-backward; they are an indication only (bench/ measures).
+then in --dtype (on a GPU float32 is not TF32), to ten times torch's own error; the truth is torch
+in float64, and for gradients it takes the ReLU and max pooling decisions of the run it judges. Then
+every distinct convolution layer beside nn.Conv2d, to twice torch's own error. Times are of a
+training step, a layer forward and backward; they are an indication only (bench/ measures).
 Networks: {", ".join(NAMES)}."""
 
 EPILOG = """examples:
@@ -186,7 +187,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     try:
         own = options.backend and options.backend != emulated.NAME
         chosen = fastconv.backend(options.backend) if own else nullcontext()
-        with chosen, progress() as bar:
+        with chosen, tf32(False), progress() as bar:
             task = bar.add_task("", total=len(todo))
             for name, compare in todo:
                 bar.update(task, description=f"{name:<28.28}")

@@ -12,13 +12,29 @@ error is at most ``allowed_error``.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 FACTORS = {"winograd": 8.0}  # on torch's own error, by algorithm of the planner; else FACTOR
 FACTOR = 2.0
+
+
+@contextlib.contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """torch's switches of TF32 for convolutions and matrix products, on or off, then as before."""
+    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = allowed
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
 
 
 def factor_of(direction: str, *problem, **options) -> float:
