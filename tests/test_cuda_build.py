@@ -138,18 +138,26 @@ def test_the_budget_of_every_tile(source, arch):
     assert seen == set(range(len(kernels.tiles(math, direction))))
 
 
-@pytest.mark.skipif(find_cuobjdump() is None, reason="no cuobjdump")
-@pytest.mark.parametrize("source, arch", sources(GEMM))
-def test_the_machine_code_uses_the_tensor_cores(source, arch):
+def machine_code(source: str, arch: str) -> list[str]:
+    """Of each function of a source, its name in the first line."""
     tool = find_cuobjdump()
     path = os.pathsep.join([str(Path(tool).parent), os.environ["PATH"]])  # it calls nvdisasm
     command = [tool, "-sass", str(compiled(source, arch)[0])]
-    text = subprocess.run(
-        command, check=True, capture_output=True, text=True, env={**os.environ, "PATH": path}
-    ).stdout
+    env = {**os.environ, "PATH": path}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
+    return done.stdout.split("Function : ")[1:]
+
+
+def mma_of(source: str) -> str:
     kind = {"f16": "HMMA.16816.F32 ", "bf16": "HMMA.16816.F32.BF16"}
-    wanted = kind.get(source.rsplit("_", 1)[1].removesuffix(".cu"), "HMMA.1688.F32.TF32")
-    for function in text.split("Function : ")[1:]:
+    return kind.get(source.rsplit("_", 1)[1].removesuffix(".cu"), "HMMA.1688.F32.TF32")
+
+
+@pytest.mark.skipif(find_cuobjdump() is None, reason="no cuobjdump")
+@pytest.mark.parametrize("source, arch", sources(GEMM))
+def test_the_machine_code_uses_the_tensor_cores(source, arch):
+    wanted = mma_of(source)
+    for function in machine_code(source, arch):
         if "GemmConfig" in function.split("\n")[0] and "add_splits" not in function.split("\n")[0]:
             first = function.split("\n")[0]
             across = "conv_input_grad" in source or "conv_weight_grad" in source
@@ -159,3 +167,19 @@ def test_the_machine_code_uses_the_tensor_cores(source, arch):
                 loads = "LDS"  # floats are transposed by reads of 4 bytes
             for instruction in (wanted, "LDGSTS.E.BYPASS", loads, stores):
                 assert instruction in function, (first, instruction)
+
+
+@pytest.mark.skipif(find_cuobjdump() is None, reason="no cuobjdump")
+@pytest.mark.parametrize("source, arch", sources("instances/conv_stem"))
+def test_stems_use_the_tensor_cores(source, arch):
+    """Their operands are read element by element into shared memory, where rows lie unaligned."""
+    found = [f for f in machine_code(source, arch) if "StemConfig" in f or "StemGradConfig" in f]
+    assert found and all("HMMA.16816.F32" in f or "HMMA.1688.F32.TF32" in f for f in found)
+    assert not any("LDL" in f or "STL" in f for f in found)
+
+
+def test_every_kernel_promises_its_threads_and_blocks():
+    """Which bounds its registers: the compiler keeps to it or spills, and nothing is spilled."""
+    for path in sorted(CUDA.rglob("*.cuh")):
+        kernels_of = re.findall(r"__global__ void\s*(\S+)", path.read_text())
+        assert all(first.startswith("__launch_bounds__(") for first in kernels_of), path
