@@ -74,8 +74,9 @@ def test_nan_passes():
     assert dx.tolist() == [1, 1, 0, 0]
 
 
-# Tails in both directions; up to four channels; more channels than pixels.
+# Tails in both directions, of pairs too; up to four channels; more channels than pixels.
 TRANSPOSED = [(2, 37, 9, 5), (3, 3, 17, 19), (1, 4, 8, 32), (2, 1, 9, 7), (1, 70, 1, 3)]
+TRANSPOSED += [(2, 66, 10, 7), (2, 130, 3, 6), (1, 6, 3, 43), (2, 38, 9, 5)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=dtype_id)
@@ -86,13 +87,16 @@ def test_transpose(size, dtype):
     shapes = ("4x256", "256x4") if size[1] <= 4 else ("32x32", "32x32")
     if size[2] * size[3] <= 4:
         shapes = ("256x4", "4x256")
+    pairs = size[1] % 2 == 0 and size[2] * size[3] % 2 == 0 and shapes[0] == "32x32"
     for kernel, source, to_last in zip(shapes, (x, last), (True, False), strict=True):
         name = f"transpose_{kernel}_{8 * x.itemsize}"
+        if pairs and x.itemsize == 2:
+            name = "transpose_pairs_64x64"
         assert torch.equal(simt.every_order(simt.transpose, source, to_last, kernel=name), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=dtype_id)
-@pytest.mark.parametrize("size", [(1, 64, 8, 4), (1, 4, 32, 16)], ids=str)
+@pytest.mark.parametrize("size", [(1, 64, 8, 8), (1, 32, 8, 5), (1, 4, 32, 16)], ids=str)
 def test_transpose_has_no_bank_conflicts(size, dtype):
     x = torch.randn(size).to(dtype)
     for last in (True, False):
