@@ -77,7 +77,7 @@ std::tuple<std::string, int, float, float> cuda_tile(const Sizes& input, const S
   switch (plan(p, {Backend::cuda, tf32}, d).algorithm) {
     case Algorithm::conv1x1:
     case Algorithm::implicit_gemm: {
-      const cuda::TileChoice c = cuda::choose_tile(p, math, device, d);
+      const cuda::TileChoice c = cuda::choose_tile(cuda::filled(p, math), math, device, d);
       check(c.tile >= 0, "no tile of this GPU takes the problem");
       const cuda::Tile t = cuda::tile_of(math, c.tile, d);
       char name[64];

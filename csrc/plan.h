@@ -36,6 +36,12 @@ struct PlanRow {
   const char* (*refuse)(const ConvProblem&, const Capabilities&, Direction);
 };
 
+// Of CUDA: what fills channels up to whole chunks (cuda/conv_params.h).
+inline bool is_implicit_gemm(const PlanRow& row) {
+  return row.backend == Backend::cuda &&
+         (row.algorithm == Algorithm::conv1x1 || row.algorithm == Algorithm::implicit_gemm);
+}
+
 struct Candidate {
   const PlanRow* row;
   const char* refusal;  // null: this row runs

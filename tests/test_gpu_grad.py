@@ -42,6 +42,13 @@ def test_small_gradients(kernel, layout):
     check_gradients(*KERNELS[kernel], layout)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_gradients_of_channels_that_are_no_whole_chunks(layout, dtype):
+    """So many products that zeros fill them up."""
+    check_gradients((4, 101, 31, 33, 150, 3, 3, (1, 1), (1, 1), (1, 1), 1), dtype, layout)
+
+
 @pytest.mark.parametrize("dtype", (torch.float16, torch.float32), ids=str)
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
 def test_gradients_of_every_layer(layer, dtype):

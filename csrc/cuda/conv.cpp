@@ -11,7 +11,8 @@
 namespace fastconv::cuda {
 namespace {
 
-// The operands of a forward convolution; the residual and bias may be absent.
+// The operands of a forward convolution; the residual and bias may be absent. The problem may have
+// more channels than they, which are taken for zeros (filled() in conv_params.h).
 struct Call {
   const ConvProblem& p;
   const Tensor &input, &weight;
@@ -27,16 +28,18 @@ struct Call {
   }
 };
 
-// The bias as one dense, aligned row; `keep` owns a copy that had to be made.
+// The bias as one dense, aligned row of p.K; `keep` owns a copy that had to be made.
 const void* dense_bias(const Call& c, OptionalTensor& keep) {
   if (!c.bias) return nullptr;
   const void* data = c.bias->const_data_ptr();
-  const int64_t stride = c.bias->stride(0);
-  if ((stride == 1 || c.p.K == 1) && reinterpret_cast<uintptr_t>(data) % 16 == 0) return data;
-  const View v = {const_cast<void*>(data), {1, c.p.K, 1, 1}, {1, stride, 1, 1}};
-  const int64_t size[1] = {c.p.K}, dense[1] = {1};
-  keep = empty(*c.bias, 1, size, dense, torch_dtype(c.p.dtype));
-  const View to = {keep->mutable_data_ptr(), {1, c.p.K, 1, 1}, {1, 1, 1, 1}};
+  const int64_t stride = c.bias->stride(0), K = c.bias->numel();
+  const bool dense = stride == 1 || K == 1;
+  if (dense && K == c.p.K && reinterpret_cast<uintptr_t>(data) % 16 == 0) return data;
+  const View v = {const_cast<void*>(data), {1, K, 1, 1}, {1, stride, 1, 1}};
+  const int64_t size[1] = {c.p.K}, one[1] = {1};
+  keep = empty(*c.bias, 1, size, one, torch_dtype(c.p.dtype));
+  if (K < c.p.K) torch::stable::zero_(*keep);
+  const View to = {keep->mutable_data_ptr(), {1, K, 1, 1}, {1, 1, 1, 1}};
   copy_layout(v, to, c.p.dtype, c.place.stream);
   return to.data;
 }
@@ -50,13 +53,14 @@ struct Rows {
   ConvOperands at;
 
   Rows(const Call& c, bool aligned)
-      : x(pixels(c, c.input, "input", {aligned, false})),
-        w(pixels(c, c.weight, "weight", {aligned, true})) {
-    if (c.residual) residual = pixels(c, *c.residual, "residual", {aligned, false});
+      : x(pixels(c, c.input, "input", {aligned, false, c.p.C})),
+        w(pixels(c, c.weight, "weight", {aligned, true, c.p.C / c.p.G, c.p.K})) {
+    if (c.residual) residual = pixels(c, *c.residual, "residual", {aligned, false, c.p.K});
     y = wanted = view_of(c.output, "conv2d", "output");
     int64_t y_pixel = pixel_stride(y);
-    if (!y_pixel) {
-      result = empty4(c.output, y.size, true, c.p.dtype);
+    if (!y_pixel || y.size[1] != c.p.K) {
+      const int64_t size[4] = {c.p.N, c.p.K, c.p.P, c.p.Q};
+      result = empty4(c.output, size, true, c.p.dtype);
       y = view_of(*result, "conv2d", "output");
       y_pixel = c.p.K;
     }
@@ -73,7 +77,7 @@ struct Rows {
 
   // To the output, where the kernel wrote elsewhere.
   void finish(const Call& c) const {
-    if (result) copy_layout(y, wanted, c.p.dtype, c.place.stream);
+    if (result) copy_layout(first_of(y, wanted.size), wanted, c.p.dtype, c.place.stream);
   }
 
  private:
@@ -145,8 +149,9 @@ Tensor conv2d_cuda(const Tensor& input, const Tensor& weight, const OptionalTens
   const Capabilities caps = {Backend::cuda, precision == static_cast<int64_t>(Precision::tf32)};
   const PlanRow& row = plan(p, caps, Direction::forward);
   mark_ran(row, Direction::forward);
-  const Call call = {p, input, weight, bias, residual, output, on.place()};
   const Math math = math_of(p.dtype, caps.tf32);
+  const ConvProblem q = is_implicit_gemm(row) ? filled(p, math) : p;
+  const Call call = {q, input, weight, bias, residual, output, on.place()};
   switch (row.algorithm) {
     case Algorithm::conv1x1: run_gemm(call, true, math); break;
     case Algorithm::implicit_gemm: run_gemm(call, false, math); break;

@@ -14,7 +14,8 @@
 namespace fastconv::cuda {
 namespace {
 
-// A gradient's operands: (dy, w) -> dx, or (x, dy) -> dw.
+// A gradient's operands: (dy, w) -> dx, or (x, dy) -> dw. The problem may have more channels than
+// they, which are taken for zeros (filled() in conv_params.h).
 struct GradCall {
   const char* op;
   const ConvProblem& p;
@@ -89,10 +90,12 @@ struct InputGradRows {
   ConvOperands at;
 
   InputGradRows(const GradCall& c, bool aligned)
-      : dy(pixels(c, c.first, {aligned, false})), w(pixels(c, c.second, {aligned, true})) {
+      : dy(pixels(c, c.first, {aligned, false, c.p.K})),
+        w(pixels(c, c.second, {aligned, true, c.p.C / c.p.G, c.p.K})) {
     dx = wanted = c.out();
-    if (!pixel_stride(dx)) {
-      result = empty4(c.output, dx.size, true, c.p.dtype);
+    if (!pixel_stride(dx) || dx.size[1] != c.p.C) {
+      const int64_t size[4] = {c.p.N, c.p.C, c.p.H, c.p.W};
+      result = empty4(c.output, size, true, c.p.dtype);
       dx = view_of(*result, c.op, "output");
     }
     at = {dy.view.data, w.view.data, nullptr, nullptr, dx.data, nullptr, dy.pixel, c.p.C, 0};
@@ -100,7 +103,7 @@ struct InputGradRows {
 
   // To the output, where the kernel wrote elsewhere.
   void finish(const GradCall& c) const {
-    if (result) copy_layout(dx, wanted, c.p.dtype, c.place.stream);
+    if (result) copy_layout(first_of(dx, wanted.size), wanted, c.p.dtype, c.place.stream);
   }
 };
 
@@ -112,7 +115,7 @@ void input_grad_gemm(const GradCall& c, bool pointwise, Math math) {
   check(tile.tile >= 0, c.op, ": no tile of this GPU takes the problem");
   OptionalTensor partial;
   if (tile.splits > 1) {
-    partial = parts(c.output, tile.splits, c.output.numel(), p.dtype);
+    partial = parts(c.output, tile.splits, p.N * p.C * p.H * p.W, p.dtype);
     rows.at.partial = static_cast<float*>(partial->mutable_data_ptr());
   }
   PhaseParams all;
@@ -137,7 +140,8 @@ template <class Run>
 void weight_grad_parts(const GradCall& c, bool mend, bool aligned, int32_t splits, int32_t depth,
                        const Run& run, const OutputMask& mask = {}) {
   const ConvProblem& p = c.p;
-  const Pixels x = pixels(c, c.first, {aligned, false}), dy = pixels(c, c.second, {aligned, false});
+  const Pixels x = pixels(c, c.first, {aligned, false, p.C});
+  const Pixels dy = pixels(c, c.second, {aligned, false, p.K});
   const Tensor partial = parts(c.output, splits, c.output.numel(), p.dtype);
   float* data = static_cast<float*>(partial.mutable_data_ptr());
   const ConvParams params = make_conv_params(
@@ -205,14 +209,31 @@ void weight_grad_stem(const GradCall& c, Math math, const Tensor* db, const Outp
   bias.add(c, db);
 }
 
-bool sums_dy(const PlanRow& row) {
-  return row.algorithm != Algorithm::direct && row.algorithm != Algorithm::depthwise;
+bool is_filled(const PlanRow& row, const ConvProblem& p, Math math) {
+  const ConvProblem q = filled(p, math);
+  return is_implicit_gemm(row) && (q.C != p.C || q.K != p.K);
+}
+
+bool sums_dy(const PlanRow& row, const ConvProblem& p, Math math) {
+  return (is_implicit_gemm(row) || row.algorithm == Algorithm::stem) && !is_filled(row, p, math);
+}
+
+// Of filled() channels the gradient is the first part of one of whole chunks.
+void weight_grad_filled(const GradCall& c, bool pointwise, Math math) {
+  const ConvProblem p = filled(c.p, math);
+  const int64_t size[4] = {p.K, p.C, p.R, p.S};
+  const Tensor whole = empty4(c.output, size, true, p.dtype);
+  weight_grad_gemm({c.op, p, c.first, c.second, whole, c.place}, pointwise, math, nullptr);
+  const View to = c.out();
+  copy_layout(first_of(view_of(whole, c.op, "output"), to.size), to, c.p.dtype, c.place.stream);
 }
 
 // `db`, `mask`: see above; of kernels that sums_dy() names.
 void weight_grad(const GradCall& c, const PlanRow& row, Math math, const Tensor* db = nullptr,
                  const OutputMask& mask = {}) {
   mark_ran(row, Direction::weight_grad);
+  if (is_filled(row, c.p, math))
+    return weight_grad_filled(c, row.algorithm == Algorithm::conv1x1, math);
   switch (row.algorithm) {
     case Algorithm::conv1x1: return weight_grad_gemm(c, true, math, db);
     case Algorithm::implicit_gemm: return weight_grad_gemm(c, false, math, db);
@@ -250,8 +271,9 @@ Tensor conv2d_input_grad_cuda(const Tensor& grad, const Tensor& weight, int64_t 
   const Capabilities caps = {Backend::cuda, precision == static_cast<int64_t>(Precision::tf32)};
   const PlanRow& row = plan(p, caps, Direction::input_grad);
   mark_ran(row, Direction::input_grad);
-  const GradCall call = {op, p, grad, weight, output, on.place()};
   const Math math = math_of(p.dtype, caps.tf32);
+  const ConvProblem q = is_implicit_gemm(row) ? filled(p, math) : p;
+  const GradCall call = {op, q, grad, weight, output, on.place()};
   switch (row.algorithm) {
     case Algorithm::conv1x1: input_grad_gemm(call, true, math); break;
     case Algorithm::implicit_gemm: input_grad_gemm(call, false, math); break;
@@ -331,7 +353,7 @@ std::tuple<Tensor, Tensor> conv2d_weight_bias_grad_cuda(
     return {dw, db};
   }
   const GradCall call = {op, p, input, grad, dw, on.place()};
-  if (!sums_dy(row)) {
+  if (!sums_dy(row, p, math)) {
     weight_grad(call, row, math);
     return {dw, conv2d_bias_grad_cuda(grad)};
   }

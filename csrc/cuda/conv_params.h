@@ -71,12 +71,36 @@ struct ConvParams {
   Divisor by_channels, by_taps;  // C, S
 };
 
+// The problem of operands whose channels zeros fill up to whole 16-byte chunks.
+inline ConvProblem filled(ConvProblem p, Math math) {
+  const int64_t chunk = 16 / element_bytes(math);
+  if (p.G == 1) p.C = (p.C + chunk - 1) / chunk * chunk, p.K = (p.K + chunk - 1) / chunk * chunk;
+  return p;
+}
+
+// Copies of the operands and tensor cores beside the direct kernel: from so many products on, which
+// take that one some 30 us of an H100 by its roofline of FMA. Computed, not measured; tests lower
+// it.
+inline double least_filled_products = 1 << 29;
+constexpr int64_t kMostFilling = 8;  // times as many products
+
+inline const char* filling_refusal(const ConvProblem& p, Math math) {
+  const ConvProblem q = filled(p, math);
+  if (q.C == p.C && q.K == p.K && p.G == 1) return nullptr;
+  const int64_t chunk = 16 / element_bytes(math);
+  if (p.C / p.G % chunk == 0 && p.K / p.G % chunk == 0) return nullptr;
+  if (p.G > 1) return "the channels of a group are not whole 16-byte chunks";
+  if (double(p.N * p.P * p.Q) * double(p.C * p.K * p.R * p.S) < least_filled_products ||
+      q.C * q.K > kMostFilling * p.C * p.K)
+    return "the channels are not whole 16-byte chunks, and filling them up would not pay";
+  return nullptr;
+}
+
 // Why the implicit GEMM kernels (conv_implicit_gemm, conv1x1) cannot run a problem; null if they
-// can. The pointers must be aligned to 16 bytes, and the pixel strides whole chunks.
+// can, as filled(). The pointers must be aligned to 16 bytes, and the pixel strides whole chunks.
 inline const char* implicit_gemm_refusal(const ConvProblem& p, Math math) {
-  const int64_t chunk = 16 / element_bytes(math), limit = INT32_MAX - 1024;  // a tile more fits
-  if (p.C / p.G % chunk != 0) return "the channels of a group are not whole 16-byte chunks";
-  if (p.K / p.G % chunk != 0) return "the output channels of a group are not whole 16-byte chunks";
+  const int64_t limit = INT32_MAX - 1024;  // a tile more fits
+  if (const char* refusal = filling_refusal(p, math)) return refusal;
   if (p.R > 15 || p.S > 15) return "the kernel is larger than 15x15";
   if (p.N * p.P * p.Q > limit || p.R * p.S * (p.C / p.G) > limit / 8) return "sizes beyond 32 bits";
   if (p.H + p.pad_t + p.pad_b > limit / 2 || p.W + p.pad_l + p.pad_r > limit / 2)

@@ -28,6 +28,11 @@ int64_t plane_stride(const View& v) {
 
 }  // namespace
 
+View first_of(View v, const int64_t size[4]) {
+  for (int axis : {0, 1}) v.size[axis] = size[axis];
+  return v;
+}
+
 void copy_layout(const View& from, const View& to, DType dtype, Stream stream) {
   const int32_t element = int32_t(element_bytes(dtype));
   const int64_t N = from.size[0], C = from.size[1], pixels = from.size[2] * from.size[3];
@@ -50,14 +55,19 @@ void copy_layout(const View& from, const View& to, DType dtype, Stream stream) {
 
 Pixels as_pixels(const Tensor& t, const View& v, DType dtype, RowsWanted wanted, Stream stream) {
   const int64_t pixel = pixel_stride(v);
+  const int64_t C = wanted.channels ? wanted.channels : v.size[1];
+  const int64_t images = wanted.images ? wanted.images : v.size[0];
+  const bool filled = C != v.size[1] || images != v.size[0];
   const bool aligned =
       pixel * element_bytes(dtype) % 16 == 0 && reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
-  if (pixel && (aligned || !wanted.aligned) && (pixel == v.size[1] || !wanted.dense))
+  if (!filled && pixel && (aligned || !wanted.aligned) && (pixel == C || !wanted.dense))
     return {t, v, pixel};
-  const Tensor copy = empty4(t, v.size, true, dtype);
-  const View to = view_of(copy, "fastconv", "copy");
-  copy_layout(v, to, dtype, stream);
-  return {copy, to, v.size[1]};
+  const int64_t size[4] = {images, C, v.size[2], v.size[3]};
+  Tensor copy = empty4(t, size, true, dtype);
+  if (filled) torch::stable::zero_(copy);
+  const View whole = view_of(copy, "fastconv", "copy");
+  copy_layout(v, first_of(whole, v.size), dtype, stream);
+  return {copy, whole, C};
 }
 
 }  // namespace fastconv::cuda

@@ -33,14 +33,19 @@ def _load() -> None:
 
 @contextlib.contextmanager
 def emulated_cuda(
-    gpu: tuple[int, int, int] = SMALL_H100, order: str = "random", seed: int = 1
+    gpu: tuple[int, int, int] = SMALL_H100,
+    order: str = "random",
+    seed: int = 1,
+    least_filled: int = 0,
 ) -> Iterator[list[str]]:
     """Within it fastconv's ops on CPU tensors run as on the GPU described, outputs poisoned.
 
+    `least_filled`: products from which channels are filled up to whole chunks; 0: as on a GPU.
     Yields the names of the kernels launched, which stand in it after the block.
     """
     _load()
     library().emulated_gpu(*gpu)
+    library().emulated_filling(ctypes.c_double(least_filled))
     configure(order, seed, arch=gpu[0], any_memory=True)
     take_log()
     log: list[str] = []
@@ -49,6 +54,7 @@ def emulated_cuda(
             yield log
     finally:
         log += take_log()
+        library().emulated_filling(ctypes.c_double(0))
         configure()
 
 

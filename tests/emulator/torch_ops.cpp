@@ -1,6 +1,7 @@
 // The torch side of the CUDA ops for CPU tensors, over the emulator: torch.ops.fastconv_emulated.
 #include "../../csrc/plan.h"
 #include "../../csrc/schemas.h"
+#include "../../csrc/cuda/conv_params.h"
 #include "../../csrc/cuda/place.h"
 #include "memory.h"
 
@@ -55,6 +56,12 @@ EXPORT void emulated_poison(int on) { fastconv::poisoned = on; }
 // The GPU that the choice of tiles believes in.
 EXPORT void emulated_gpu(int arch, int sms, int shared_per_sm) {
   fastconv::cuda::emulated = {arch, sms, shared_per_sm};
+}
+
+// From how many products on channels are filled up to whole chunks; 0: as on a GPU.
+EXPORT void emulated_filling(double least) {
+  static const double own = fastconv::cuda::least_filled_products;
+  fastconv::cuda::least_filled_products = least > 0 ? least : own;
 }
 
 // Bit 0, 1, 2 of a planner row: it ran forward, as input gradient, as weight gradient.
