@@ -11,8 +11,8 @@ default all in this order, and writes what they find into the folder OUT as it c
 
   test      pytest tests/test_gpu.py, test_gpu_grad.py                   OUT/test.txt
   layers    every layer beside torch and cuDNN (bench/gpu_layers.py)     OUT/layers.json, .txt
-  backward  gradients of max poolings (bench/gpu_pools.py) and of every
-            layer beside torch                                           OUT/pools.json, backward.json, .txt
+  backward  poolings and adds, forward and backward (bench/gpu_pools.py),
+            and gradients of every layer, beside torch                   OUT/pools.json, backward.json, .txt
   networks  the networks whole (bench/gpu_networks.py)                   OUT/networks.json, .txt
   train     pytest tests/test_gpu_train.py, then whole training steps and
             their memory beside torch (bench/gpu_train.py), ResNet-50's

@@ -1,21 +1,23 @@
-"""Max pooling in training on a GPU, forward and backward: fastconv beside torch.
+"""Pooling and residual add on a GPU, alone and with gradients: fastconv beside torch.
 
     python bench/gpu_pools.py [--batch 32] [--precision float16] [--filter REGEX] [--json FILE]
 
-The max poolings of the networks, channels_last: "forward" keeps what backward needs (torch an int64
-index and the input, fastconv one byte an output), "both" goes through autograd to the input's
-gradient. The roofline counts the tensors and fastconv's bytes, each read or written once. A gain
-above 1 is faster.
+Those of the networks, channels_last: "inference", "forward" as in training (of a max pooling torch
+keeps an int64 index and the input, fastconv one byte an output), "both" through autograd to the
+inputs' gradients. The roofline counts the tensors and fastconv's bytes of indices, each read or
+written once, at the speed of a copy. A gain above 1 is faster.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import fastconv
 from gpu_common import (
@@ -31,56 +33,89 @@ from gpu_common import (
 )
 from gpu_layers import line, on_triton
 
-FORMS = ("forward", "both")
+FORMS = ("inference", "forward", "both")
 
 
-class Pool(NamedTuple):
-    """C channels of H x H pixels, and max_pool2d's arguments."""
+class Case(NamedTuple):
+    """An op of `inputs` tensors of C channels of H x H pixels."""
 
     channels: int
     size: int
-    kernel: int
-    stride: int
-    padding: int = 0
-    ceil_mode: bool = False
-
-    @property
-    def window(self) -> tuple:
-        return self.kernel, self.stride, self.padding, 1, self.ceil_mode
+    ours: Callable[..., Tensor]
+    theirs: Callable[..., Tensor]
+    inputs: int = 1
+    kept: str = ""  # for its gradient: "index", a byte an output, or "output"
 
 
-POOLS = {
-    "resnet 3x3/2 64@112": Pool(64, 112, 3, 2, 1),
-    "vgg 2x2/2 64@224": Pool(64, 224, 2, 2),
-    "vgg 2x2/2 512@14": Pool(512, 14, 2, 2),
-    "alexnet 3x3/2 64@55": Pool(64, 55, 3, 2),
-    "googlenet 3x3/2 192@56": Pool(192, 56, 3, 2, ceil_mode=True),
-    "googlenet 3x3/1 256@28": Pool(256, 28, 3, 1, 1),
+def pooling(name: str, channels: int, size: int, *window, kept: str = "") -> Case:
+    ours, theirs = getattr(fastconv, name), getattr(F, name)
+    return Case(channels, size, lambda x: ours(x, *window), lambda x: theirs(x, *window), kept=kept)
+
+
+def max_pooling(*case) -> Case:
+    return pooling("max_pool2d", *case, kept="index")
+
+
+def add(channels: int, size: int) -> Case:
+    return Case(
+        channels,
+        size,
+        lambda x, r: fastconv.residual_add(x, r, "relu"),
+        lambda x, r: F.relu(x + r, inplace=True),
+        inputs=2,
+        kept="output",
+    )
+
+
+CASES = {
+    "resnet max 3x3/2 64@112": max_pooling(64, 112, 3, 2, 1),
+    "vgg max 2x2/2 64@224": max_pooling(64, 224, 2, 2),
+    "vgg max 2x2/2 512@14": max_pooling(512, 14, 2, 2),
+    "alexnet max 3x3/2 64@55": max_pooling(64, 55, 3, 2),
+    "googlenet max 3x3/2 192@56": max_pooling(192, 56, 3, 2, 0, 1, True),  # ceil_mode
+    "googlenet max 3x3/1 256@28": max_pooling(256, 28, 3, 1, 1),
+    "average 2x2/2 64@112": pooling("avg_pool2d", 64, 112, 2, 2),
+    "resnet global average 2048@7": pooling("adaptive_avg_pool2d", 2048, 7, 1),
+    "nin global average 1000@5": pooling("adaptive_avg_pool2d", 1000, 5, 1),
+    "resnet add + ReLU 256@56": add(256, 56),
+    "resnet add + ReLU 2048@7": add(2048, 7),
 }
+Operands = tuple[list[Tensor], Tensor]  # inputs, which need their gradients, and dy
 
 
-def call_of(max_pool2d, pool: Pool, form: str):
-    """Of (x, dy): y, or dx."""
+def call_of(function: Callable[..., Tensor], form: str) -> Callable[[Operands], Tensor]:
+    def inference(operands: Operands) -> Tensor:
+        with torch.no_grad():
+            return function(*operands[0])
 
-    def forward(x, dy):
-        return max_pool2d(x, *pool.window)
+    def forward(operands: Operands) -> Tensor:
+        return function(*operands[0]).detach()
 
-    def both(x, dy):
-        return torch.autograd.grad(forward(x, dy), x, dy)[0]
+    def both(operands: Operands) -> Tensor:
+        inputs, dy = operands
+        return torch.autograd.grad(function(*inputs), inputs, dy)[0]
 
-    return {"forward": forward, "both": both}[form]
-
-
-def operands(pool: Pool, batch: int, dtype: torch.dtype, device: str):
-    """x, which needs its gradient, and dy."""
-    x = torch.randn(batch, pool.channels, pool.size, pool.size, device=device)
-    x = x.to(dtype, memory_format=torch.channels_last).requires_grad_()
-    return x, torch.randn_like(F.max_pool2d(x.detach(), *pool.window))
+    return {"inference": inference, "forward": forward, "both": both}[form]
 
 
-def moved(x: torch.Tensor, y: torch.Tensor, form: str) -> int:
-    """Bytes: x to y and indices, then dy and indices to dx."""
-    return (2 if form == "both" else 1) * (x.nbytes + y.nbytes + y.numel())
+def operands(case: Case, batch: int, dtype: torch.dtype, device: str) -> Operands:
+    def random() -> Tensor:
+        x = torch.randn(batch, case.channels, case.size, case.size, device=device)
+        return x.to(dtype, memory_format=torch.channels_last).requires_grad_()
+
+    inputs = [random() for _ in range(case.inputs)]
+    with torch.no_grad():
+        return inputs, torch.randn_like(case.theirs(*inputs))
+
+
+def moved(case: Case, inputs: list[Tensor], y: Tensor, form: str) -> int:
+    """Bytes: x to y and what is kept; then dy and that to dx, one for both inputs of an add."""
+    kept = {"index": y.numel(), "output": y.nbytes}.get(case.kept, 0)
+    there = sum(x.nbytes for x in inputs) + y.nbytes
+    if case.kept == "index" and form != "inference":
+        there += kept
+    back = y.nbytes + kept + inputs[0].nbytes
+    return there + back if form == "both" else there
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,33 +129,30 @@ def main(arguments: list[str] | None = None) -> int:
     requests = [
         {"name": name, "precision": precision, "form": form}
         for precision in options.precision or PRECISIONS
-        for name in POOLS
         for form in FORMS
+        for name in CASES
         if re.search(options.filter, name)
     ]
 
     def measure(request: dict) -> dict:
-        pool, form = POOLS[request["name"]], request["form"]
+        case, form = CASES[request["name"]], request["form"]
         precision = PRECISIONS[request["precision"]]
-        first = operands(pool, options.batch, precision.dtype, options.device)
-        count = moved(*first, form)
-        sets = [first] + [
-            operands(pool, options.batch, precision.dtype, options.device)
-            for _ in range(input_sets(clock, count) - 1)
-        ]
-        functions = {
-            "torch": call_of(F.max_pool2d, pool, form),
-            "fastconv": call_of(fastconv.max_pool2d, pool, form),
-        }
+
+        def fresh() -> Operands:
+            return operands(case, options.batch, precision.dtype, options.device)
+
+        sets = [fresh()]
+        count = moved(case, *sets[0], form)
+        sets += [fresh() for _ in range(input_sets(clock, count) - 1)]
+        functions = {"torch": call_of(case.theirs, form), "fastconv": call_of(case.ours, form)}
         if options.triton:
             functions["triton"] = on_triton(functions["fastconv"])
         calls = {
-            name: [lambda call=call, each=each: call(*each) for each in sets]
+            name: [lambda call=call, each=each: call(each) for each in sets]
             for name, call in functions.items()
         }
-        found = measured(clock, calls, precision)
         floor = floor_seconds(0, count, request["precision"], results.document["ceilings"])
-        return {"floor": floor, **found}
+        return {"floor": floor, **measured(clock, calls, precision)}
 
     return run(options, results, requests, measure, line, ("precision", "form"))
 

@@ -166,14 +166,29 @@ def test_a_training_step_of_a_wrong_network_is_not_timed(counted, tmp_path, monk
     assert list(row["seconds"]) == list(row["peak"]) == ["torch"] and "fastconv" in row["errors"]
 
 
-def test_max_poolings(counted, tmp_path):
+def test_poolings_and_adds(counted, tmp_path):
     out = tmp_path / "pools.json"
-    assert gpu_pools.main([*CPU[:4], "--filter", "512@14", "--json", str(out)]) == 0
+    options = [*CPU[:4], "--precision", "float16", "--filter", "512@14|2048@7", "--json", str(out)]
+    assert gpu_pools.main(options) == 0
     rows = json.loads(out.read_text())["rows"]
-    assert [row["form"] for row in rows] == ["forward", "both"] * 4
+    assert [row["form"] for row in rows] == [form for form in gpu_pools.FORMS for _ in range(3)]
     assert not any(row["errors"] for row in rows)
-    # 14x14 to 7x7, float16: two bytes an element and one an index, at one byte a second
-    assert rows[0]["floor"] == 512 * (2 * 196 + 3 * 49) and rows[1]["floor"] == 2 * rows[0]["floor"]
+    floors = [row["floor"] for row in rows]  # bytes, at one byte a second
+    # 14x14 to 7x7, two bytes an element and one an index; 7x7 to one pixel; two inputs, one output
+    index, pool, average, added = 512 * 49, 512 * 2 * (196 + 49), 2048 * 2 * 50, 2048 * 98
+    assert floors[:3] == [pool, average, 3 * added]
+    assert floors[3:6] == [pool + index, average, 3 * added]
+    assert floors[6:] == [2 * (pool + index), 2 * average, 6 * added]
+
+
+def test_triton_is_timed_beside_them(counted, tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(gpu_pools, "CASES", {"add": gpu_pools.add(16, 3)})
+    out = tmp_path / "pools.json"
+    options = [*CPU[:4], "--precision", "float32", "--json", str(out)]
+    assert gpu_pools.main([*options, "--triton"]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert all(list(row["seconds"]) == ["torch", "fastconv", "triton"] for row in rows), rows
 
 
 def test_a_wrong_result_is_not_timed_and_a_raised_error_is_kept():
