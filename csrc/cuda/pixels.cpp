@@ -19,10 +19,11 @@ int64_t pixel_stride(const View& v) {
 
 namespace {
 
-// Elements from one channel's plane to the next where pixels are dense within it, else 0.
+// Elements from one channel's plane to the next where pixels are dense within it, else 0. The
+// stride of an axis of size 1 says nothing.
 int64_t plane_stride(const View& v) {
-  const bool dense = (v.size[3] == 1 || v.stride[3] == 1) &&
-                     (v.size[2] == 1 || v.stride[2] == v.size[3] * v.stride[3]);
+  const bool dense =
+      (v.size[3] == 1 || v.stride[3] == 1) && (v.size[2] == 1 || v.stride[2] == v.size[3]);
   return dense ? (v.size[1] == 1 ? v.size[2] * v.size[3] : v.stride[1]) : 0;
 }
 

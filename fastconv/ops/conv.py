@@ -249,6 +249,7 @@ def _conv2d_backward(ctx, grad):
     # Where nothing else needs the gradient before the activation it is not made as a tensor.
     if needs[1] and (not (needs[0] or needs[3]) if activation else needs[2]):
         dw, db = _conv2d_weight_bias_grad(input, grad, *sizes, output, activation)
+        db = db if needs[2] else None  # of a convolution without a bias
         needs = (needs[0], False, False, needs[3])
     elif activation and needs[2]:
         grad, db = activation_bias_grad(grad, output, activation)
