@@ -138,16 +138,16 @@ def test_memory_bounds_a_1x1_of_large_maps_and_its_bandwidth_counts():
 
 
 def test_parts_are_paid_for_by_their_bytes_and_a_launch():
-    """Parts that L2 does not keep are written to memory and read again."""
-    p = kernels.problem((32, 1024, 14, 14), (1024, 1024, 1, 1))  # memory bounds it: few pixels
-    gpu = DEVICES["H100"]
+    """Sixteen parts of 4 MB: read at 12 bytes a cycle and multiprocessor, beyond L2 written too."""
+    p, gpu = kernels.problem((32, 1024, 14, 14), (1024, 1024, 1, 1)), DEVICES["H100"]
 
-    def cycles(l2):
+    def cycles(splits, l2=1 << 30):
         other = kernels.Device(gpu.arch, gpu.sms, gpu.shared_per_sm, l2, gpu.clock, gpu.bandwidth)
-        return kernels.cycles(p, "f16", other, "weight_grad", 0, 16)
+        return kernels.cycles(p, "f16", other, "weight_grad", 0, splits)
 
-    parts = 16 * 4 * 1024 * 1024 / gpu.bandwidth * gpu.clock
-    assert parts / 2 < cycles(16 << 20) - cycles(1 << 30) < 2 * parts
+    part = 4 * 1024 * 1024
+    assert cycles(16) - cycles(8) > 8 * part / (12 * gpu.sms)
+    assert cycles(16, l2=16 << 20) > cycles(16)
     small = kernels.problem((1, 8, 3, 3), (8, 8, 1, 1))
     whole, split = (kernels.cycles(small, "f16", gpu, "forward", 4, splits) for splits in (1, 2))
     assert 2e-6 < (split - whole) / gpu.clock < 3e-6

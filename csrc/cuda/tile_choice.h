@@ -113,11 +113,12 @@ inline float step_cycles(const Tile& t, Math math, int arch, int64_t concurrent)
 }
 
 // The second launch that adds `parts` bytes of partial sums: about 2.5 us until it runs at full
-// speed; then the parts are read once, from L2 (20 bytes a cycle and SM) where they stayed there.
+// speed; then the parts are read once, from L2 where they stayed there. It has little to do but
+// wait, so 12 bytes a cycle and SM, which also weighs the memory that parts take.
 inline float second_pass_cycles(const Product& p, const Device& gpu, float parts) {
   const float from_memory = parts > kept_bytes(gpu) ? parts : 0.f;
   return 2.5e-6f * gpu.clock +
-         most(parts / (20.f * gpu.sms), (from_memory + p.out) / memory_rate(gpu));
+         most(parts / (12.f * gpu.sms), (from_memory + p.out) / memory_rate(gpu));
 }
 
 // The cycles of a product. A block fills its pipeline, multiplies, and stores its outputs at 16
