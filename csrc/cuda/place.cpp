@@ -55,7 +55,9 @@ Device facts_of(int device) {
              attribute(cudaDevAttrComputeCapabilityMinor, device),
          attribute(cudaDevAttrMultiProcessorCount, device),
          attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
-         attribute(cudaDevAttrL2CacheSize, device)};
+         attribute(cudaDevAttrL2CacheSize, device),
+         0,
+         0};
     add_rates(d, device);
   }
   return d;
