@@ -8,6 +8,7 @@
 #include "cpu/conv_run.h"
 #include "cpu/cpu.h"
 #include "cuda/conv_stem.h"
+#include "cuda/tile_choice.h"
 #include "eager.h"
 #include "error.h"
 #include "plan.h"
@@ -65,14 +66,15 @@ void choose_algorithm(const Sizes& input, const Sizes& weight, const Sizes& wind
          cpu_capabilities(measured_rules), static_cast<Direction>(direction), row);
 }
 
-// What the CUDA planner computes for a direction on a GPU (arch, multiprocessors, bytes of shared
-// memory of each): tile, splits, waves and cycles; "" and 0 where it has no model of them.
+// What the CUDA planner computes for a direction on a GPU (as Device of tiles.h): tile, splits,
+// waves and cycles; "" and 0 where it has no model of them.
 std::tuple<std::string, int, float, float> cuda_tile(const Sizes& input, const Sizes& weight,
                                                      const Sizes& window, int direction, int dtype,
-                                                     bool tf32, std::array<int, 3> gpu) {
+                                                     bool tf32, std::array<double, 6> gpu) {
   const ConvProblem p = problem(input, weight, window, static_cast<DType>(dtype));
   const Direction d = static_cast<Direction>(direction);
-  const cuda::Device device = {gpu[0], gpu[1], gpu[2]};
+  const cuda::Device device = {int(gpu[0]), int(gpu[1]),   int(gpu[2]),
+                               int(gpu[3]), float(gpu[4]), float(gpu[5])};
   const cuda::Math math = cuda::math_of(p.dtype, tf32);
   switch (plan(p, {Backend::cuda, tf32}, d).algorithm) {
     case Algorithm::conv1x1:

@@ -10,7 +10,7 @@ import torch
 
 from . import _C
 from .backend import BACKENDS, has_triton
-from .gpus import GPUS, Estimate, conv_work, estimate
+from .gpus import GPUS, Estimate, Gpu, conv_work, estimate, gpu_of
 from .ops.sizes import DTYPES, allows_tf32, conv_padding, conv_shape, pair
 from .triton import problem as triton
 
@@ -59,6 +59,15 @@ def _sizes(value: torch.Tensor | Sequence[int], name: str) -> list[int]:
     return sizes
 
 
+def _device(gpu: str | None, input: torch.Tensor | Sequence[int]) -> tuple[str, Gpu | None]:
+    """Whom the estimate is for, by name; None where that GPU's rates are not known."""
+    if gpu is None and isinstance(input, torch.Tensor) and input.is_cuda:
+        properties = torch.cuda.get_device_properties(input.device)
+        return properties.name, gpu_of(properties)
+    name = gpu or "H100"
+    return name, GPUS[name]
+
+
 def explain(
     input: torch.Tensor | Sequence[int],
     weight: torch.Tensor | Sequence[int],
@@ -70,7 +79,7 @@ def explain(
     direction: str = "forward",
     backend: str | None = None,
     dtype: torch.dtype | None = None,
-    gpu: str = "H100",
+    gpu: str | None = None,
 ) -> Explanation:
     """Which algorithm runs for a convolution, and why each other one refused.
 
@@ -81,7 +90,8 @@ def explain(
         dtype: by default the input's, float32 for sizes. On a GPU, torch's switches say whether
             float32 is multiplied in tf32.
         gpu: of backend "cuda": which of fastconv.gpus.GPUS the waves, bound and expected
-            share of the roofline are computed for.
+            share of the roofline are computed for; by default the CUDA tensor's own, of which
+            there is no estimate where its bandwidth is not known, and else an H100.
 
     Raises:
         ValueError: an unknown direction, backend or GPU, a dtype that has no kernels.
@@ -98,7 +108,7 @@ def explain(
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
-    if gpu not in GPUS:
+    if gpu is not None and gpu not in GPUS:
         raise ValueError(f"gpu must be one of {', '.join(GPUS)}, got {gpu!r}")
     x, w = _sizes(input, "input"), _sizes(weight, "weight")
     stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
@@ -112,13 +122,13 @@ def explain(
         places = DIRECTIONS.index(direction), BACKENDS.index(backend), DTYPES.index(dtype)
         rows = _C.explain(x, w, window, *places, allows_tf32())
     computed = None
-    if backend == "cuda" and dtype != torch.float64:
+    name, device = _device(gpu, input) if backend == "cuda" else ("", None)
+    if device and dtype != torch.float64:
         # Both gradients multiply and move what the forward pass does.
         work = conv_work(x, w, conv_shape(x, w, window), dtype.itemsize)
-        device = GPUS[gpu].arch, GPUS[gpu].sms, GPUS[gpu].shared_per_sm
         codes = DIRECTIONS.index(direction), DTYPES.index(dtype)
-        tile = _C.cuda_tile(x, w, window, *codes, allows_tf32(), device)
-        computed = estimate(gpu, work, dtype, allows_tf32(), *tile)
+        tile = _C.cuda_tile(x, w, window, *codes, allows_tf32(), device.facts())
+        computed = estimate(name, device, work, dtype, allows_tf32(), *tile)
     return Explanation(
         f"conv2d {direction} on {backend}, {dtype}: input {x}, weight {w}, stride {stride}, "
         f"padding {pads}, dilation {dilation}, groups {groups}",

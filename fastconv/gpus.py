@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,6 +22,10 @@ class Gpu:
     half_rate: int  # float16 and bfloat16 on tensor cores, dense, float32 sums; tf32 has half of it
     float_rate: int  # float32 outside them
 
+    def facts(self) -> tuple[float, ...]:
+        """Device of csrc/cuda/tiles.h: what the choice of tiles depends on."""
+        return self.arch, self.sms, self.shared_per_sm, self.l2, self.clock, self.bandwidth
+
     def peak(self, precision: str) -> float:
         """FLOP/s: "half", "tf32", "float32" outside tensor cores, or "3xtf32" on them."""
         rate = {
@@ -36,12 +40,29 @@ class Gpu:
 # Sources: NVIDIA's architecture whitepapers of A100 (SXM, 80 GB: 312 TFLOP/s in half precision),
 # H100 (SXM5: 989) and Ada (RTX 4090: 165 with float32 sums, which makes 256 a cycle); the laptop's
 # cores and clock from NVIDIA's comparison page (3072; up to 2.37 GHz, at 115 W), its L2 and
-# bandwidth from TechPowerUp; shared memory from the CUDA programming guide.
+# bandwidth from TechPowerUp; shared memory from the CUDA programming guide. H200 is H100's chip:
+# bandwidth from NVIDIA's datasheet (SXM), L2 as torch reports it, and the most that its clock
+# reaches, 1.98 GHz, as of its 67 TFLOP/s in float32; its 989 in half precision are promised at
+# H100's 1.83, so that its peak here, 1070, is an eighth more than H100's for the clock alone.
 GPUS = {
     "A100": Gpu(80, 108, 164 << 10, 40 << 20, 1.41e9, 2.039e12, 1024, 64),
     "H100": Gpu(90, 132, 228 << 10, 50 << 20, 1.83e9, 3.35e12, 2048, 128),
+    "H200": Gpu(90, 132, 228 << 10, 60 << 20, 1.98e9, 4.8e12, 2048, 128),
     "RTX 4060 Laptop": Gpu(89, 24, 100 << 10, 32 << 20, 2.37e9, 0.256e12, 256, 128),
 }
+
+
+def gpu_of(properties) -> Gpu | None:
+    """The GPU of torch.cuda.get_device_properties(): its own sizes, the table's rates.
+
+    None where the table has no GPU of this name and as many multiprocessors, as of an H100 for
+    PCIe: its rates would be guesses.
+    """
+    for name, known in GPUS.items():
+        if name in properties.name and properties.multi_processor_count == known.sms:
+            shared, l2 = properties.shared_memory_per_multiprocessor, properties.L2_cache_size
+            return replace(known, shared_per_sm=shared, l2=l2)
+    return None
 
 
 def conv_work(
@@ -83,7 +104,8 @@ class Estimate:
 
 
 def estimate(
-    gpu: str,
+    name: str,
+    gpu: Gpu,
     work: tuple[int, int],
     dtype: torch.dtype,
     tf32: bool,
@@ -92,20 +114,20 @@ def estimate(
     waves: float,
     cycles: float,
 ) -> Estimate:
-    """The planner's tile on `gpu`; `waves` and `cycles` are 0 where it has no model of them.
+    """The planner's tile on `gpu`, called `name`; without a model `waves` and `cycles` are 0.
 
     A kernel takes the longest of its cycles, its products at the rate of its arithmetic and its
     bytes. The roofline of float32 is the faster of plain float32 and 3xTF32.
     """
-    device, (operations, moved) = GPUS[gpu], work
+    operations, moved = work
     half = dtype in (torch.float16, torch.bfloat16)
     own = "half" if half else "tf32" if tf32 else "3xtf32"
-    best = max(device.peak(own), device.peak("float32") if own == "3xtf32" else 0.0)
-    memory, compute = moved / device.bandwidth, operations / best
+    best = max(gpu.peak(own), gpu.peak("float32") if own == "3xtf32" else 0.0)
+    memory, compute = moved / gpu.bandwidth, operations / best
     floor = max(memory, compute)
-    taken = max(cycles / device.clock, operations / device.peak(own), memory)
+    taken = max(cycles / gpu.clock, operations / gpu.peak(own), memory)
     return Estimate(
-        gpu,
+        name,
         tile,
         splits,
         waves or None,

@@ -210,3 +210,10 @@ def test_no_bank_conflicts(tile):
     )
     phases, cycles = emulator.take_bank_count()
     assert phases > 1000 and cycles == phases
+
+
+def test_a_grid_that_no_gpu_takes_is_an_error_with_the_kernels_name():
+    """The planner refuses so many groups; the launcher does not."""
+    x, w = (channels_last(n, c, 1, 1, dtype=torch.half) for n, c in ((1, 8 << 16), (8 << 16, 8)))
+    with pytest.raises(RuntimeError, match=r"conv1x1_f16_\S+: the grid is too large .* x 65536 x"):
+        kernels.conv("conv1x1", x, w, math="f16", tile=0, groups=1 << 16)

@@ -21,7 +21,7 @@ from conv_cases import (
     REFUSED,
     gradients,
     make,
-    more_channels_than_a_grid_has_rows,
+    more_channels_than_32_bits_count,
     values,
 )
 from emulator import ROOT
@@ -101,7 +101,7 @@ def test_fused_in_the_kernel_that_is_meant(kernel, layout, activation):
 
 
 def test_a_launch_that_fails_names_the_kernel_and_the_problem():
-    x, w = more_channels_than_a_grid_has_rows()
+    x, w = more_channels_than_32_bits_count()
     with (
         emulated_cuda(),
         pytest.raises(RuntimeError, match=REFUSED),

@@ -1,4 +1,4 @@
-"""The choice of a tile and of split-K: pure, for a large, a larger and a laptop GPU."""
+"""The choice of a tile and of split-K: pure, for large GPUs and a laptop's."""
 
 import pytest
 from emulator import kernels
@@ -6,7 +6,7 @@ from emulator import kernels
 from fastconv.gpus import GPUS
 from fastconv.testing.layers import LAYERS
 
-DEVICES = {n: kernels.Device(g.arch, g.sms, g.shared_per_sm) for n, g in GPUS.items()}
+DEVICES = {name: kernels.Device(*gpu.facts()) for name, gpu in GPUS.items()}
 
 
 def choose(x, w, math="f16", device="A100", **settings):
@@ -14,18 +14,22 @@ def choose(x, w, math="f16", device="A100", **settings):
     return kernels.tiles(math)[choice.tile], choice
 
 
+def problem_of(layer, N):
+    return kernels.problem(
+        (N, layer.C, layer.H, layer.W),
+        (layer.K, layer.C // layer.groups, layer.R, layer.S),
+        stride=(layer.stride,) * 2,
+        padding=(layer.padding,) * 2,
+        groups=layer.groups,
+    )
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("math", kernels.MATHS)
 def test_every_layer_gets_a_tile_that_runs(math, device):
     for layer in LAYERS:
         for N in (1, 32, 256):
-            p = kernels.problem(
-                (N, layer.C, layer.H, layer.W),
-                (layer.K, layer.C // layer.groups, layer.R, layer.S),
-                stride=(layer.stride,) * 2,
-                padding=(layer.padding,) * 2,
-                groups=layer.groups,
-            )
+            p = problem_of(layer, N)
             if kernels.refusal("conv_implicit_gemm", p, math):
                 continue
             choice = kernels.choose(p, math, DEVICES[device])
@@ -48,13 +52,7 @@ def test_every_layer_gets_tiles_of_its_gradients(math, device, direction):
     element = 2 if math in ("f16", "bf16") else 4
     for layer in LAYERS:
         for N in (1, 32, 256):
-            p = kernels.problem(
-                (N, layer.C, layer.H, layer.W),
-                (layer.K, layer.C // layer.groups, layer.R, layer.S),
-                stride=(layer.stride,) * 2,
-                padding=(layer.padding,) * 2,
-                groups=layer.groups,
-            )
+            p = problem_of(layer, N)
             if kernels.refusal("conv_implicit_gemm", p, math):
                 continue
             choice = kernels.choose(p, math, DEVICES[device], direction)
@@ -72,6 +70,87 @@ def test_a_weight_gradient_of_few_weights_and_many_pixels_fills_the_gpu():
     x, w = (64, 64, 56, 56), (64, 64, 1, 1)
     choice = kernels.choose(kernels.problem(x, w), "f16", DEVICES["H100"], "weight_grad")
     assert choice.splits > 96 and choice.waves <= 1
+
+
+def test_a_weight_gradient_of_two_tiles_is_split_as_far_as_it_pays():
+    """Between one split and a full GPU: of 392 steps no split has fewer than four, none 392."""
+    p = kernels.problem((32, 64, 56, 56), (128, 64, 1, 1), stride=(2, 2))
+    for name in ("A100", "H100", "H200"):
+        choice = kernels.choose(p, "f16", DEVICES[name], "weight_grad")
+        assert 32 <= choice.splits <= 98, name
+
+
+def depth_of(p, direction):
+    taps = -(-p.R // p.stride_h) * -(-p.S // p.stride_w)
+    lengths = {"forward": p.R * p.S * p.C, "input_grad": taps * p.K, "weight_grad": p.N * p.P * p.Q}
+    return lengths[direction] // (1 if direction == "weight_grad" else p.G)
+
+
+@pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
+@pytest.mark.parametrize("device", ["H100", "RTX 4060 Laptop"])
+def test_the_choice_is_close_to_the_best_of_all_tiles_and_splits(device, direction):
+    gpu = DEVICES[device]
+    for layer in LAYERS[::3]:
+        p = problem_of(layer, 32)
+        if kernels.refusal("conv_implicit_gemm", p, "f16"):
+            continue
+        chosen = kernels.choose(p, "f16", gpu, direction).cycles
+        best = min(
+            kernels.cycles(p, "f16", gpu, direction, tile, splits)
+            for tile, t in enumerate(kernels.tiles("f16", direction))
+            if t.stages * (t.bm + t.bn) * t.bk * 2 + 4096 <= gpu.shared_per_sm
+            for splits in range(1, 1 + max(1, depth_of(p, direction) // (t.bk * 4)))
+            if splits <= 300
+        )
+        assert chosen <= 1.06 * best, (layer.name, chosen, best)
+
+
+def test_more_of_any_resource_is_never_slower():
+    """Of one tile, where more multiprocessors are twice as many."""
+
+    def scaled(**factors):
+        fields = {name: getattr(DEVICES["H100"], name) for name, _ in kernels.Device._fields_}
+        return kernels.Device(*(v * factors.get(name, 1) for name, v in fields.items()))
+
+    for layer in LAYERS[::5]:
+        p = problem_of(layer, 32)
+        if kernels.refusal("conv_implicit_gemm", p, "f16"):
+            continue
+        for d in ("forward", "input_grad", "weight_grad"):
+            for tile in range(len(kernels.tiles("f16", d))):
+                cycles = [
+                    kernels.cycles(p, "f16", gpu, d, tile, 4)
+                    for gpu in (scaled(), scaled(bandwidth=2), scaled(l2=2), scaled(sms=2))
+                ]
+                assert cycles[0] >= max(cycles[1:]) > 0, (layer.name, d, tile, cycles)
+
+
+def test_memory_bounds_a_1x1_of_large_maps_and_its_bandwidth_counts():
+    """Bytes over nine tenths of the datasheet, and little more; loads and stores overlap."""
+    p = kernels.problem((32, 64, 56, 56), (256, 64, 1, 1))
+    moved = 2 * (32 * 56 * 56 * (64 + 256) + 64 * 256)
+    for name in ("A100", "H100", "H200"):
+        gpu = DEVICES[name]
+        choice = kernels.choose(p, "f16", gpu)
+        least = moved / (0.9 * gpu.bandwidth)
+        assert least < choice.cycles / gpu.clock < 1.2 * least, name
+        assert kernels.tiles("f16")[choice.tile].blocks >= 2, name
+
+
+def test_parts_are_paid_for_by_their_bytes_and_a_launch():
+    """Sixteen parts of 4 MB: read at 12 bytes a cycle and multiprocessor, beyond L2 written too."""
+    p, gpu = kernels.problem((32, 1024, 14, 14), (1024, 1024, 1, 1)), DEVICES["H100"]
+
+    def cycles(splits, l2=1 << 30):
+        other = kernels.Device(gpu.arch, gpu.sms, gpu.shared_per_sm, l2, gpu.clock, gpu.bandwidth)
+        return kernels.cycles(p, "f16", other, "weight_grad", 0, splits)
+
+    part = 4 * 1024 * 1024
+    assert cycles(16) - cycles(8) > 8 * part / (12 * gpu.sms)
+    assert cycles(16, l2=16 << 20) > cycles(16)
+    small = kernels.problem((1, 8, 3, 3), (8, 8, 1, 1))
+    whole, split = (kernels.cycles(small, "f16", gpu, "forward", 4, splits) for splits in (1, 2))
+    assert 2e-6 < (split - whole) / gpu.clock < 3e-6
 
 
 def test_large_problems_take_the_largest_tiles_and_no_split():

@@ -3,14 +3,17 @@
 import csv
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastconv
 from fastconv.explain import DIRECTIONS
-from fastconv.gpus import GPUS, conv_work, estimate
+from fastconv.gpus import GPUS, conv_work, estimate, gpu_of
 from fastconv.testing.layers import LAYERS
 
 ROOT = Path(__file__).parents[1]
@@ -29,8 +32,11 @@ def explained(layer, batch, dtype, gpu, direction="forward"):
 
 
 def test_peaks_are_the_datasheets():
-    """TFLOP/s; H100's 67 of float32 are promised at 1.98 GHz, those of tensor cores at 1.83."""
-    for gpu, *peaks in (("A100", 312, 156, 19.5), ("H100", 989, 495, 67 * 1.83 / 1.98)):
+    """TFLOP/s; the 67 of float32 are promised at 1.98 GHz, H200's clock in the table, those of
+    tensor cores at 1.83, H100's."""
+    faster = 1.98 / 1.83
+    h100, h200 = (989, 495, 67 / faster), (989 * faster, 495 * faster, 67)
+    for gpu, *peaks in (("A100", 312, 156, 19.5), ("H100", *h100), ("H200", *h200)):
         for precision, peak in zip(("half", "tf32", "float32"), peaks, strict=True):
             assert GPUS[gpu].peak(precision) / 1e12 == pytest.approx(peak, rel=0.01)
     assert GPUS["H100"].peak("3xtf32") == pytest.approx(GPUS["H100"].peak("tf32") / 3)
@@ -85,7 +91,8 @@ def test_the_longest_of_cycles_products_and_bytes():
     gpu = GPUS["A100"]
 
     def share(operations, moved, cycles, dtype=torch.float16, tf32=False):
-        return estimate("A100", (operations, moved), dtype, tf32, "t", 1, 1.0, cycles).roofline
+        work = operations, moved
+        return estimate("A100", gpu, work, dtype, tf32, "t", 1, 1.0, cycles).roofline
 
     peak = gpu.peak("half")
     assert share(peak, 1, 2 * gpu.clock) == pytest.approx(0.5)
@@ -94,9 +101,9 @@ def test_the_longest_of_cycles_products_and_bytes():
     assert share(1, gpu.bandwidth, 1) == pytest.approx(1)
     # A laptop's 3xTF32 is slower than its float32 outside tensor cores, which is then the roofline.
     laptop = GPUS["RTX 4060 Laptop"]
-    e = estimate("RTX 4060 Laptop", (10**12, 1), torch.float32, False, "t", 1, 1.0, 1)
+    e = estimate("a laptop", laptop, (10**12, 1), torch.float32, False, "t", 1, 1.0, 1)
     assert e.roofline == pytest.approx(laptop.peak("3xtf32") / laptop.peak("float32"))
-    assert estimate("A100", (1, 1), torch.float16, False, "", 1, 0.0, 0.0).waves is None
+    assert estimate("A100", gpu, (1, 1), torch.float16, False, "", 1, 0.0, 0.0).waves is None
 
 
 def test_explain_prints_it_as_computed():
@@ -114,6 +121,49 @@ def test_explain_prints_it_as_computed():
     assert double.estimate is None and double.algorithm == "direct"
     with pytest.raises(ValueError, match="gpu must be one of A100"):
         fastconv.explain((1, 8, 7, 6), (8, 8, 3, 3), backend="cuda", gpu="V100")
+
+
+def properties(name, sms, shared=228 << 10, l2=50 << 20):
+    """Of torch.cuda.get_device_properties()."""
+    sizes = dict(shared_memory_per_multiprocessor=shared, L2_cache_size=l2)
+    return SimpleNamespace(name=name, multi_processor_count=sms, **sizes)
+
+
+@pytest.mark.parametrize(
+    "name, sms, known",
+    [
+        ("NVIDIA H100 80GB HBM3", 132, "H100"),
+        ("NVIDIA H200", 132, "H200"),
+        ("NVIDIA A100-SXM4-80GB", 108, "A100"),
+        ("NVIDIA GeForce RTX 4060 Laptop GPU", 24, "RTX 4060 Laptop"),
+        ("NVIDIA H100 PCIe", 114, None),  # another bandwidth
+        ("NVIDIA H200 MIG 3g.71gb", 60, None),
+        ("NVIDIA L4", 58, None),
+    ],
+)
+def test_a_gpu_is_known_by_its_name_and_multiprocessors(name, sms, known):
+    found = gpu_of(properties(name, sms, shared=200 << 10, l2=1 << 20))
+    assert found == (known and replace(GPUS[known], shared_per_sm=200 << 10, l2=1 << 20))
+
+
+def test_explain_is_of_the_tensors_gpu_else_of_an_h100(monkeypatch):
+    def answer(name, sms=132, **options):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties(name, sms))
+        with FakeTensorMode():
+            x = torch.empty(2, 64, 9, 11, dtype=torch.half, device="cuda:0")
+            return fastconv.explain(x, (64, 64, 3, 3), padding=1, **options)
+
+    own = answer("NVIDIA H200")
+    assert own.estimate.gpu == "NVIDIA H200" and "computed for NVIDIA H200" in str(own)
+    there = fastconv.explain(
+        (2, 64, 9, 11), (64, 64, 3, 3), padding=1, backend="cuda", dtype=torch.half, gpu="H200"
+    )
+    assert own.estimate.floor == there.estimate.floor < answer("NVIDIA H100 80GB").estimate.floor
+    unknown = answer("NVIDIA L4", 58)
+    assert unknown.estimate is None and unknown.algorithm == "implicit_gemm"
+    assert answer("NVIDIA L4", 58, gpu="A100").estimate.gpu == "A100"
+    cpu = fastconv.explain(torch.empty(2, 64, 9, 11), (64, 64, 3, 3), backend="cuda")
+    assert cpu.estimate.gpu == "H100"
 
 
 def test_the_table_in_results_is_what_the_planner_computes_today(tmp_path):

@@ -45,6 +45,28 @@ def test_every_row_of_cuda_has_a_problem_that_takes_it():
         )
 
 
+@pytest.mark.parametrize("direction", ["forward", "weight_grad"])
+@pytest.mark.parametrize(
+    "refused, x, w, groups",
+    [
+        ("stem", (1, 1, 5, 6), (64 * 65535 + 8, 1, 3, 2), 1),
+        ("depthwise", (1, 32 * 65535 + 8, 5, 6), (32 * 65535 + 8, 1, 3, 2), 32 * 65535 + 8),
+        ("depthwise", (1, 8 * 65535 + 1, 55, 55), (8 * 65535 + 1, 1, 55, 55), 8 * 65535 + 1),
+        ("implicit_gemm", (1, 65536 * 8, 5, 6), (65536 * 8, 8, 3, 2), 65536),
+    ],
+)
+def test_what_no_grid_can_hold_is_direct(refused, x, w, groups, direction):
+    """One channel or group fewer is taken; of both forms of the depthwise kernel's blocks."""
+    dtype = {"backend": "cuda", "dtype": torch.float16, "direction": direction}
+    answer = fastconv.explain(x, w, groups=groups, **dtype)
+    assert answer.algorithm == "direct"
+    assert "than a grid has rows" in {c.algorithm: c.refusal for c in answer.candidates}[refused]
+    less = 8 if refused != "depthwise" else groups % 65535
+    x = x if groups == 1 else (x[0], x[1] - less, *x[2:])
+    w, groups = (w[0] - less, *w[1:]), groups if groups == 1 else groups - less // w[1]
+    assert fastconv.explain(x, w, groups=groups, **dtype).algorithm == refused
+
+
 STEM = (1, 3, 90, 90), (32, 3, 7, 7)
 
 

@@ -7,6 +7,7 @@
 #include "conv_implicit_gemm.h"
 #include "conv_stem.h"
 #include "pixels.h"
+#include "tile_choice.h"
 
 namespace fastconv::cuda {
 namespace {

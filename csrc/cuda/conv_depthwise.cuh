@@ -180,7 +180,7 @@ Status launch_depthwise_config(const ConvParams& p, Stream stream) {
       kTypeName<T>, kS > 0 ? kS : V, kS > 0 ? Config::kStride : D);
   const int all = p.K * p.groups / V;
   const int64_t vector = V * sizeof(T), weights = int64_t(p.R) * p.S * D * vector;
-  const int64_t fitting = kDepthwiseSharedBytes / weights, most = fitting < 32 ? fitting : 32;
+  const int64_t most = depthwise_chunks(weights);
   const int tiles = int((all + most - 1) / most);
   const int rows = int(int64_t(p.by_image.d) / p.Q),
             strips = (p.Q + Config::kOutputs - 1) / Config::kOutputs;
@@ -193,7 +193,7 @@ Status launch_depthwise_config(const ConvParams& p, Stream stream) {
   // Where there is work for any GPU a block takes four lots, for the sake of loading weights.
   if (blocks >= 8192) blocks = (blocks + 3) / 4;
   if (blocks == 0) return {label.text, nullptr};
-  if (tiles > 65535) return {label.text, "more channels than a grid has rows"};
+  if (tiles > kMostRows) return {label.text, kTooManyRows};
   return launch(label.text, conv_depthwise<Config>, dim3(blocks, tiles),
                 grid.chunks * grid.strips_at_once, int(weights * grid.chunks), stream, p, grid);
 }

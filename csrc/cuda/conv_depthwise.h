@@ -8,6 +8,19 @@ namespace fastconv::cuda {
 
 constexpr int64_t kDepthwiseSharedBytes = 48 << 10;  // for the weights of a block
 
+// Chunks of `vector` channels that a block takes: as many as their weights fit, up to 32.
+inline int64_t depthwise_chunks(int64_t weight_bytes) {
+  const int64_t fitting = kDepthwiseSharedBytes / weight_bytes;
+  return fitting < 32 ? fitting : 32;
+}
+// Rows of the grid, of such blocks. Single channels, a `vector` of 1, are where a pointer is not
+// aligned, which only the launcher sees.
+inline int64_t depthwise_rows(const ConvProblem& p, int64_t vector) {
+  const int64_t weight_bytes = p.R * p.S * (p.C / p.G) * vector * element_bytes(p.dtype);
+  const int64_t chunks = (p.K + vector - 1) / vector, most = depthwise_chunks(weight_bytes);
+  return (chunks + most - 1) / most;
+}
+
 // Why conv_depthwise cannot run a problem; null if it can. Groups of 2 and 4 channels need pointers
 // aligned to 16 bytes and pixels whole chunks apart; depthwise problems are slower without.
 inline const char* depthwise_refusal(const ConvProblem& p) {
@@ -22,6 +35,8 @@ inline const char* depthwise_refusal(const ConvProblem& p) {
     return "sizes beyond 32 bits";
   if (p.R * p.S * width * 16 > kDepthwiseSharedBytes)
     return "the kernel is larger than shared memory";
+  if (depthwise_rows(p, chunk) > kMostRows || (width == 1 && depthwise_rows(p, 1) > kMostRows))
+    return kTooManyRows;
   return nullptr;
 }
 

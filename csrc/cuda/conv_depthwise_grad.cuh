@@ -88,8 +88,7 @@ Status launch_depthwise_grad_config(const ConvParams& p, Stream stream) {
   grid.lanes = kDepthwiseThreads / grid.chunks;
   const int lots = p.R * ((p.S + kDepthwiseTaps - 1) / kDepthwiseTaps),
             threads = grid.chunks * grid.lanes;
-  if (tiles > 65535 || lots > 65535)
-    return {label.text, "more channels or taps than a grid has rows"};
+  if (tiles > kMostRows || lots > kMostRows) return {label.text, kTooManyRows};
   return launch(label.text, conv_depthwise_weight_grad<Config>, dim3(p.splits, tiles, lots),
                 threads, threads * V * D * 4, stream, p, grid);
 }

@@ -10,6 +10,7 @@
 #include "conv_stem.h"
 #include "conv_weight_grad.h"
 #include "pixels.h"
+#include "tile_choice.h"
 
 namespace fastconv::cuda {
 namespace {

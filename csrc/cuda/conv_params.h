@@ -96,16 +96,21 @@ inline const char* filling_refusal(const ConvProblem& p, Math math) {
   return nullptr;
 }
 
+// Blocks along y and z of a grid, and why a planner's row refuses what would need more.
+constexpr int64_t kMostRows = 65535;
+constexpr char kTooManyRows[] = "more channels than a grid has rows";
+
 // Why the implicit GEMM kernels (conv_implicit_gemm, conv1x1) cannot run a problem; null if they
 // can, as filled(). The pointers must be aligned to 16 bytes, and the pixel strides whole chunks.
 inline const char* implicit_gemm_refusal(const ConvProblem& p, Math math) {
   const int64_t limit = INT32_MAX - 1024;  // a tile more fits
   if (const char* refusal = filling_refusal(p, math)) return refusal;
   if (p.R > 15 || p.S > 15) return "the kernel is larger than 15x15";
-  if (p.N * p.P * p.Q > limit || p.R * p.S * (p.C / p.G) > limit / 8) return "sizes beyond 32 bits";
+  if (p.N * p.P * p.Q > limit || p.C > limit || p.K > limit || p.R * p.S * (p.C / p.G) > limit / 8)
+    return "sizes beyond 32 bits";
   if (p.H + p.pad_t + p.pad_b > limit / 2 || p.W + p.pad_l + p.pad_r > limit / 2)
     return "sizes beyond 32 bits";
-  if (p.G > 65535) return "more groups than a grid has rows";
+  if (p.G > kMostRows) return "more groups than a grid has rows";
   return nullptr;
 }
 inline const char* conv1x1_refusal(const ConvProblem& p, Math math) {

@@ -269,7 +269,7 @@ Status launch_stem_config(const ConvParams& p, const StemShape& shape, int most_
   grid.whole = p.K % kSize == 0 && whole(p.at.y, p.at.y_pixel) && whole(p.at.bias, 0) &&
                whole(p.at.residual, p.at.residual_pixel);
   const int tiles_k = (p.K + kN - 1) / kN;
-  if (tiles_k > 65535) return {label.text, "more channels than a grid has rows"};
+  if (tiles_k > kMostRows) return {label.text, kTooManyRows};
   int blocks = (most_blocks + tiles_k - 1) / tiles_k;
   blocks = blocks < 1 ? 1 : blocks < grid.tiles ? blocks : grid.tiles;
   return launch(label.text, conv_stem<Config>, dim3(blocks, tiles_k), kStemThreads,

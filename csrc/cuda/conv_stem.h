@@ -60,11 +60,12 @@ inline const char* stem_refusal(const ConvProblem& p, Math math) {
   if (p.dil_h != 1 || p.dil_w != 1) return "dilation";
   if (p.R > 64 || p.S > 64 || p.stride_h > 64 || p.stride_w > 64)
     return "the patch of a tile is larger than shared memory";
-  if (stem_shape(p.C, p.R, p.S, p.stride_h, p.stride_w, math).shared_bytes > 99 << 10)
-    return "the patch of a tile is larger than shared memory";
+  const StemShape s = stem_shape(p.C, p.R, p.S, p.stride_h, p.stride_w, math);
+  if (s.shared_bytes > 99 << 10) return "the patch of a tile is larger than shared memory";
   if (p.N * p.P * p.Q > limit || p.K > limit || p.H + p.pad_t + p.pad_b > limit / 2 ||
       p.W + p.pad_l + p.pad_r > limit / 2)
     return "sizes beyond 32 bits";
+  if ((p.K + s.channels - 1) / s.channels > kMostRows) return kTooManyRows;
   return nullptr;
 }
 
@@ -95,12 +96,19 @@ inline StemShape stem_grad_shape(int64_t C, int64_t R, int64_t S, int64_t stride
   return s;
 }
 
+// Tiles of channels times tiles of weights.
+inline int64_t stem_grad_blocks(const ConvProblem& p) {
+  const int64_t weights = p.R * p.S * p.C, columns = stem_grad_columns(weights);
+  return (p.K + kStemGradChannels - 1) / kStemGradChannels * ((weights + columns - 1) / columns);
+}
+
 inline const char* stem_grad_refusal(const ConvProblem& p, Math math, Direction d) {
   if (d == Direction::input_grad)
     return "few input channels are summed: the direct kernel does that";
   if (const char* refusal = stem_refusal(p, math)) return refusal;
   if (stem_grad_shape(p.C, p.R, p.S, p.stride_h, p.stride_w, math).shared_bytes > 99 << 10)
     return "the patch of a tile is larger than shared memory";
+  if (stem_grad_blocks(p) > kMostRows) return kTooManyRows;
   return nullptr;
 }
 
@@ -110,9 +118,7 @@ inline int64_t stem_tiles(const ConvProblem& p) {
 
 // Splits of the sum: as many blocks as run at once, each with a tile at least.
 inline int32_t stem_grad_splits(const ConvProblem& p, Math math, const Device& gpu) {
-  const int64_t weights = p.R * p.S * p.C, columns = stem_grad_columns(weights);
-  const int64_t blocks =
-      (p.K + kStemGradChannels - 1) / kStemGradChannels * ((weights + columns - 1) / columns);
+  const int64_t blocks = stem_grad_blocks(p);
   const StemShape s = stem_grad_shape(p.C, p.R, p.S, p.stride_h, p.stride_w, math);
   const int64_t fitting = gpu.shared_per_sm / (s.shared_bytes + 1024);
   const int64_t at_once = gpu.sms * (fitting > 2 ? 2 : fitting < 1 ? 1 : fitting);

@@ -235,7 +235,7 @@ Status launch_stem_grad_config(const ConvParams& p, const StemShape& shape,
                uintptr_t(bias.mask.y) % 16 == 0 && bias.mask.pixel % kSize == 0;
   const int64_t tiles =
       int64_t(p.K + kStemGradChannels - 1) / kStemGradChannels * ((p.depth + kN - 1) / kN);
-  if (tiles > 65535) return {label.text, "more channels than a grid has rows"};
+  if (tiles > kMostRows) return {label.text, kTooManyRows};
   return launch(label.text, conv_stem_weight_grad<Config>, dim3(p.splits, unsigned(tiles)),
                 kStemThreads, shape.shared_bytes, stream, p, shape, grid, bias);
 }

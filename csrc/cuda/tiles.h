@@ -1,4 +1,4 @@
-// The tiles of the implicit GEMM kernels and the choice among them: pure, no CUDA header.
+// The tiles of the implicit GEMM kernels (tile_choice.h chooses among them): no CUDA header.
 //
 // A block of the output GEMM (M = N P Q pixels, N = K channels, depth = R S C) is bm x bn; it goes
 // through the depth in steps of bk, `stages` of which are on their way in shared memory; a warp
@@ -108,111 +108,16 @@ struct Device {
   int32_t arch;           // 80, 86, 89, 90
   int32_t sms;            // streaming multiprocessors
   int32_t shared_per_sm;  // bytes, of which each block loses 1024 to the system
+  int32_t l2;             // bytes
+  float clock;            // Hz, of the multiprocessors
+  float bandwidth;        // bytes a second, of device memory
 };
-
-struct TileChoice {
-  int32_t tile, splits, split_depth;
-  float waves;   // blocks over what runs at once
-  float cycles;  // of the model below, on the busiest SM
-};
-
-// Multiply-adds of one SM and cycle in each kind of arithmetic, with float32 sums (NVIDIA's
-// whitepapers: A100, H100; GA102 and Ada, whose GeForce cards make a quarter of A100's: the
-// professional ones make twice that). 3xTF32 makes three products.
-inline float products_per_cycle(Math math, int arch) {
-  const float half = arch >= 90 ? 2048.f : arch == 80 ? 1024.f : 256.f;
-  return math == Math::tf32 ? half / 2 : math == Math::f32 ? half / 6 : half;
-}
 
 // Blocks of a tile that run on an SM at once; 0 where one is too large.
 inline int blocks_at_once(const Tile& t, int element, const Device& gpu, Direction d) {
   const int behind = d == Direction::forward ? 0 : kPixelRingBytes;  // the larger of the two
   const int fitting = gpu.shared_per_sm / (t.shared_bytes(element) + behind + 1024);
   return t.blocks < fitting ? t.blocks : fitting;
-}
-
-// The cycles of a problem under one tile: NOTE computed, from sizes alone; no figure here was
-// measured on a GPU.
-//   - an SM works through ceil(blocks / sms) blocks;
-//   - a step costs the slowest of its products, its reads of shared memory (each warp wm + wn rows,
-//     128 bytes a cycle) and its copies from L2 (bm + bn rows, 40 bytes a cycle and SM); one warp
-//     per scheduler hides no latency: x 1.5;
-//   - filling the pipeline costs about 1500 cycles a group of concurrent blocks, the epilogue the
-//     bytes of its outputs at 16 a cycle;
-//   - of a stride phase's depth the share `filled` is there, on average;
-//   - partial sums (`parts`) are written and read once, and cost a second launch of about 4000
-//     cycles.
-inline float tile_cycles(const Tile& t, Math math, const Device& gpu, int64_t M, int64_t K,
-                         int64_t groups, int64_t depth, int splits, bool parts, int at_once,
-                         float filled, float* waves) {
-  const int element = element_bytes(math);
-  const int64_t tiles = (M + t.bm - 1) / t.bm * ((K + t.bn - 1) / t.bn) * groups;
-  const int64_t blocks = tiles * splits;
-  *waves = float(blocks) / (float(gpu.sms) * at_once);
-  const int64_t per_sm = (blocks + gpu.sms - 1) / gpu.sms;
-  const int64_t concurrent = per_sm < at_once ? per_sm : at_once;
-
-  const float steps = filled * float((depth + t.bk * splits - 1) / (t.bk * splits));
-  const float products = float(t.bm) * t.bn * t.bk / products_per_cycle(math, gpu.arch);
-  const float reads = float(t.warps()) * (t.wm + t.wn) * t.bk * element / 128;
-  const float lonely = concurrent * t.warps() <= 4 ? 1.5f : 1.f;
-  const float copies = float(t.bm + t.bn) * t.bk * element / 40;
-  const float slowest = products > reads ? products : reads;
-  const float step = (slowest > copies ? slowest : copies) * lonely;
-  const float fill = 1500.f * ((per_sm + concurrent - 1) / concurrent);
-  const float store = float(t.bm) * t.bn * (parts ? 4 : element) / 16;
-  float cycles = per_sm * (steps * step + store) + fill;
-  if (parts) cycles += 4000 + float(M) * K * groups * splits * 4 / (16.f * gpu.sms);
-  return cycles;
-}
-
-// The next number of splits to try: each up to 32; of a weight gradient, whose depth is pixels and
-// may take hundreds, what fills the GPU one, two ... four times.
-inline int next_splits(int splits, Direction d, int64_t tiles, int64_t at_once) {
-  if (d != Direction::weight_grad) return splits < 32 ? splits + 1 : INT32_MAX;
-  for (int fills = 1; fills <= 4; ++fills)
-    if (fills * at_once / tiles > splits) return int(fills * at_once / tiles);
-  return INT32_MAX;
-}
-
-// The cheapest tile and number of splits. A split keeps at least eight steps, where there are more.
-inline TileChoice choose_tile(int64_t M, int64_t K, int64_t groups, int64_t depth, Math math,
-                              const Device& gpu, Direction d = Direction::forward,
-                              float filled = 1) {
-  TileChoice best = {-1, 1, int32_t(depth), 0, 1e30f};
-  for (int i = 0; i < tile_count(math, d); ++i) {
-    const Tile t = tile_of(math, i, d);
-    const int64_t steps = (depth + t.bk - 1) / t.bk;
-    const int64_t tiles = (M + t.bm - 1) / t.bm * ((K + t.bn - 1) / t.bn) * groups;
-    const int at_once = blocks_at_once(t, element_bytes(math), gpu, d);
-    if (at_once == 0) continue;
-    for (int splits = 1; splits == 1 || steps / splits >= 8;
-         splits = next_splits(splits, d, tiles, int64_t(at_once) * gpu.sms)) {
-      const int64_t steps_each = (steps + splits - 1) / splits;
-      const int made = int((steps + steps_each - 1) / steps_each);  // none without work
-      if (made != splits && d != Direction::weight_grad) continue;
-      const bool parts = made > 1 || d == Direction::weight_grad;
-      float waves = 0;
-      const float cycles =
-          tile_cycles(t, math, gpu, M, K, groups, depth, made, parts, at_once, filled, &waves);
-      if (cycles < best.cycles) best = {i, made, int32_t(steps_each * t.bk), waves, cycles};
-    }
-  }
-  return best;
-}
-inline TileChoice choose_tile(const ConvProblem& p, Math math, const Device& gpu,
-                              Direction d = Direction::forward) {
-  const int64_t C = p.C / p.G, K = p.K / p.G, taps = p.R * p.S;
-  if (d == Direction::weight_grad)
-    return choose_tile(K, taps * C, p.G, p.N * p.P * p.Q, math, gpu, d);
-  if (d == Direction::forward) return choose_tile(p.N * p.P * p.Q, K, p.G, taps * C, math, gpu);
-  // A block of the input gradient works on one stride phase, of at most this many taps; every tap
-  // reaches one phase, so that the mean is less.
-  const int64_t phases = p.stride_h * p.stride_w;
-  const int64_t most =
-      ((p.R + p.stride_h - 1) / p.stride_h) * ((p.S + p.stride_w - 1) / p.stride_w);
-  return choose_tile((p.N * p.H * p.W + phases - 1) / phases, C, p.G * phases, most * K, math, gpu,
-                     d, float(taps) / float(phases * most));
 }
 
 }  // namespace fastconv::cuda

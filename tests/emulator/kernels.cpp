@@ -3,6 +3,7 @@
 #include "../../csrc/cuda/conv_input_grad.h"
 #include "../../csrc/cuda/conv_weight_grad.h"
 #include "../../csrc/cuda/grad_sums.h"
+#include "../../csrc/cuda/tile_choice.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -62,6 +63,16 @@ EXPORT int32_t phases(const ConvProblem* problem, int32_t* depths, int32_t* pixe
 EXPORT int32_t tiles(int32_t math, int32_t d) { return tile_count(Math(math), Direction(d)); }
 EXPORT void tile(int32_t math, int32_t index, int32_t d, Tile* out) {
   *out = tile_of(Math(math), index, Direction(d));
+}
+// By the model of tile_choice.h.
+EXPORT float cycles(const ConvProblem* problem, int32_t math, const Device* gpu, int32_t d,
+                    int32_t tile, int32_t splits) {
+  const Product p = product_of(*problem, Math(math), Direction(d));
+  const Tile t = tile_of(p.math, tile, p.direction);
+  const int64_t steps = (p.depth + t.bk - 1) / t.bk;
+  float waves = 0;
+  return tile_cycles(t, p, *gpu, placing_of(p, t, *gpu), splits, int((steps + splits - 1) / splits),
+                     &waves);
 }
 EXPORT void choose(const ConvProblem* problem, int32_t math, const Device* gpu, int32_t d,
                    TileChoice* out) {

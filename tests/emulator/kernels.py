@@ -51,11 +51,14 @@ class Tile(ctypes.Structure):
 class Device(ctypes.Structure):
     """Device of csrc/cuda/tiles.h."""
 
-    _fields_ = [(name, _I32) for name in "arch sms shared_per_sm".split()]
+    _fields_ = [
+        *((name, _I32) for name in "arch sms shared_per_sm l2".split()),
+        *((name, ctypes.c_float) for name in ("clock", "bandwidth")),
+    ]
 
 
 class Choice(ctypes.Structure):
-    """TileChoice of csrc/cuda/tiles.h."""
+    """TileChoice of csrc/cuda/tile_choice.h."""
 
     _fields_ = [
         *((name, _I32) for name in "tile splits split_depth".split()),
@@ -86,6 +89,13 @@ def choose(p: Problem, math: str, device: Device, direction: str = "forward") ->
     codes = MATHS.index(math), ctypes.byref(device), DIRECTIONS.index(direction)
     library().choose(ctypes.byref(p), *codes, ctypes.byref(choice))
     return choice
+
+
+def cycles(p: Problem, math: str, device: Device, direction: str, tile: int, splits: int) -> float:
+    """What the planner's model says of a tile and number of splits."""
+    library().cycles.restype = ctypes.c_float
+    codes = MATHS.index(math), ctypes.byref(device), DIRECTIONS.index(direction)
+    return library().cycles(ctypes.byref(p), *codes, tile, splits)
 
 
 def phases(p: Problem) -> list[tuple[int, int]]:

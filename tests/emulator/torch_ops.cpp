@@ -11,7 +11,11 @@ STABLE_TORCH_LIBRARY(fastconv_emulated, m) { define_ops(m); }
 
 namespace cuda {
 
-static Device emulated = {90, 4, 227 << 10};
+// Multiprocessors of an H100, each with its share of the bandwidth.
+static Device device_of(int arch, int sms, int shared_per_sm) {
+  return {arch, sms, shared_per_sm, 50 << 20, 1.83e9f, 25e9f * sms};
+}
+static Device emulated = device_of(90, 4, 227 << 10);
 
 OnDevice::OnDevice(int) : place_{nullptr, emulated}, before_(0), changed_(false) {}
 OnDevice::~OnDevice() {}
@@ -55,7 +59,7 @@ EXPORT void emulated_poison(int on) { fastconv::poisoned = on; }
 
 // The GPU that the choice of tiles believes in.
 EXPORT void emulated_gpu(int arch, int sms, int shared_per_sm) {
-  fastconv::cuda::emulated = {arch, sms, shared_per_sm};
+  fastconv::cuda::emulated = fastconv::cuda::device_of(arch, sms, shared_per_sm);
 }
 
 // From how many products on channels are filled up to whole chunks; 0: as on a GPU.
