@@ -1,4 +1,4 @@
-"""Gradients of a fused convolution for every choice of operands that are there and that need one."""
+"""Gradients of a fused convolution for every choice of operands and of those that need one."""
 
 import itertools
 
