@@ -9,7 +9,7 @@
 namespace fastconv::cuda {
 
 FASTCONV_DEVICE int divide(int n, Divisor by) {
-  return by.d == 1 ? n : int(ptx::mul_hi(n, by.factor) >> by.shift);
+  return int(ptx::mul_hi(2 * uint32_t(n), by.factor) >> by.shift);
 }
 
 struct Pixel {
