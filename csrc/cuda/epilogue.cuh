@@ -33,6 +33,23 @@ FASTCONV_DEVICE V activation_grad(V dy, V y, Activation activation) {
   return dy;
 }
 
+// Of several values, which share the branch.
+template <class T, int N>
+FASTCONV_DEVICE Chunk<T, N> activation_grad(const Chunk<T, N>& dy, const Chunk<T, N>& y,
+                                            Activation activation) {
+  Chunk<T, N> dz = dy;
+  if (activation == Activation::relu) {
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      dz.at[i] = narrow<T>(activation_grad(widen(dy.at[i]), widen(y.at[i]), Activation::relu));
+  } else if (activation == Activation::sigmoid) {
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      dz.at[i] = narrow<T>(activation_grad(widen(dy.at[i]), widen(y.at[i]), Activation::sigmoid));
+  }
+  return dz;
+}
+
 // What p points at, or zeros where it is null.
 template <class T, int N = 16 / sizeof(T)>
 FASTCONV_DEVICE Chunk<T, N> chunk_or_zero(const T* p) {
@@ -42,11 +59,15 @@ FASTCONV_DEVICE Chunk<T, N> chunk_or_zero(const T* p) {
 }
 
 template <class T, int N>
-FASTCONV_DEVICE void store_chunk(const Compute<T> (&v)[N], T* y) {
+FASTCONV_DEVICE Chunk<T, N> narrow_chunk(const Compute<T> (&v)[N]) {
   Chunk<T, N> out;
 #pragma unroll
   for (int i = 0; i < N; ++i) out.at[i] = narrow<T>(v[i]);
-  ptx::st_global(reinterpret_cast<Chunk<T, N>*>(y), out);
+  return out;
+}
+template <class T, int N>
+FASTCONV_DEVICE void store_chunk(const Compute<T> (&v)[N], T* y) {
+  ptx::st_global(reinterpret_cast<Chunk<T, N>*>(y), narrow_chunk<T>(v));
 }
 
 // Stores activation(acc + bias + residual).
