@@ -4,11 +4,12 @@
 
 namespace fastconv::cuda {
 
-constexpr int kSplitThreads = 128;
+// Budget: 64 registers for 8 blocks on an SM; NOTE left to itself ptxas takes 32 and spills.
+constexpr int kSplitThreads = 128, kSplitBlocks = 8;
 
 // grid: outputs; phases.
 template <Math kMath, Direction kD>
-__global__ void __launch_bounds__(kSplitThreads)
+__global__ void __launch_bounds__(kSplitThreads, kSplitBlocks)
     add_splits(const ParamsOf<kD> __grid_constant__ all, Divisor by_chunks) {
   const auto& params = params_of(all, blockIdx.y);
   using T = typename Storage<kMath>::type;
