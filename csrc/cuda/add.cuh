@@ -24,12 +24,15 @@ struct AddOperands {
 template <bool kGrad, class T, int N>
 FASTCONV_DEVICE Chunk<T, N> combine(const Chunk<T, N>& a, const Chunk<T, N>& b,
                                     Activation activation) {
-  if constexpr (kGrad) return activation_grad(a, b, activation);
-  Compute<T> v[N];
+  if constexpr (kGrad) {
+    return activation_grad(a, b, activation);
+  } else {
+    Compute<T> v[N];
 #pragma unroll
-  for (int e = 0; e < N; ++e) v[e] = widen(a.at[e]) + widen(b.at[e]);
-  activate(v, activation);
-  return narrow_chunk<T>(v);
+    for (int e = 0; e < N; ++e) v[e] = widen(a.at[e]) + widen(b.at[e]);
+    activate(v, activation);
+    return narrow_chunk<T>(v);
+  }
 }
 
 // A thread takes V elements along axis 0, which are next to each other where V > 1.
