@@ -7,7 +7,7 @@ operands end or begin at a page that cannot be accessed (``grads.in_every_order`
 import pytest
 import torch
 import torch.nn.functional as F
-from emulator import grads
+from emulator import grads, simt
 from emulator.kernels import problem
 from emulator.ops import emulated_cuda
 from emulator.simt import DTYPES, NAMES, dtype_id, tensor
@@ -48,6 +48,38 @@ def check(x, w, dy, input_kernel, weight_kernel, **settings):
     assert_good(dw, dw_torch, dw_true, dtype, name="dw")
     assert any(name.startswith(weight_kernel) for name in log), log
     return log
+
+
+# ---- add_parts ----
+
+# One thread of a weight, with a part, four and 16 of them; 2, 4, 8, 16 and 32 threads, with few
+# weights and with many, in the last over three rounds of loads. Weights end within a block in all
+# but one.
+PARTS = [
+    (1, (3, 2, 3, 5)),
+    (4, (9, 1, 1, 40)),
+    (16, (600, 3, 3, 13)),
+    (33, (300, 3, 3, 25)),
+    (5, (7, 3, 2, 11)),
+    (13, (5, 3, 3, 24)),
+    (20, (30, 1, 1, 9)),
+    (40, (64, 1, 1, 1)),
+    (100, (11, 1, 1, 9)),
+    (262, (35, 1, 1, 1)),
+    (1100, (13, 1, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("layout", ["nhwc", "nchw sliced"])
+@pytest.mark.parametrize(("splits", "size"), PARTS, ids=str)
+def test_add_parts(splits, size, layout, dtype):
+    parts = torch.randn(splits, *size, dtype=torch.double)
+    if dtype != torch.double:
+        parts = parts.float()
+    dw = simt.every_order(simt.add_parts, parts, layout, dtype, kernel=f"add_parts_{NAMES[dtype]}")
+    truth = parts.double().sum(0).permute(0, 3, 1, 2)
+    assert_good(dw, parts.sum(0).permute(0, 3, 1, 2).to(dtype), truth, dtype)
 
 
 # ---- conv_direct ----

@@ -22,13 +22,17 @@ LAYOUTS = pytest.mark.parametrize("layout", ["nchw", "nhwc", "nhwc sliced"])
 POOLED = (2, 16, 9, 14)  # whole 16-byte chunks of channels
 ODD = (2, 11, 9, 14)
 
-# (kernel, stride, padding, dilation, ceil_mode): overlapping, disjoint, gapped, dilated
+# (kernel, stride, padding, dilation, ceil_mode): overlapping, disjoint, gapped, dilated; of the
+# gradients by four places from even and odd ones on, with windows and without at either end
 WINDOWS = [
     ((3, 2), (2, 1), (1, 1), 1, False),
     (2, None, 0, 1, False),
     ((2, 3), (3, 5), 0, 1, True),
     ((2, 3), 1, (1, 0), (3, 2), False),
     ((5, 7), (1, 2), (2, 3), 1, True),
+    (3, 2, 1, 1, False),
+    (3, 2, (0, 1), 1, True),
+    (2, 2, (1, 0), 1, True),
 ]
 
 
@@ -163,6 +167,50 @@ def test_avg_pool_of_what_is_not_finite(layout):
 # ---- gradients ----
 
 
+def far(t, axis):
+    """Of one place along the axis, which is as far from the next as no 32 bits can count."""
+    strides = list(t.stride())
+    strides[axis] = 1 << 40
+    return t.as_strided(t.shape, strides)
+
+
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=dtype_id)
+@pytest.mark.parametrize(("size", "axis"), [((1, 16, 9, 14), 0), ((3, 16, 1, 14), 2)], ids=str)
+def test_indices_of_64_bits(size, axis, dtype, layout):
+    """The same as in 32 bits, maxima to the bit."""
+    x, name, at = tensor(size, dtype, layout), simt.NAMES[dtype], axis
+
+    def check(run, given, *arguments, kernel, **settings):
+        expected = run(*given, *arguments, **settings)
+        away = [far(t, at) if t.shape[at] == 1 else t for t in given]
+        found = simt.every_order(run, *away, *arguments, kernel=f"wide_{kernel}", **settings)
+        exact = dict(rtol=0, atol=0) if "max" in kernel else {}  # g++ may fuse either's products
+        torch.testing.assert_close(found, expected, **exact)
+
+    for window in WINDOWS:
+        k, pad, dilation = (reference.pair(window[i])[0] for i in (0, 2, 3))
+        if dilation * (k - 1) >= size[2] + 2 * pad:
+            continue
+        for kind in (torch.uint8, torch.int32, torch.int64):
+            ending = wide(x) * (kind == torch.uint8) + INDEX_NAMES[kind]
+            check(simt.max_pool, [x], *window, index_dtype=kind, kernel=f"max_pool_{name}{ending}")
+            y, index = simt.max_pool(x, *window, index_dtype=kind)
+            dy = torch.randn_like(y)
+            kernel = f"max_pool_grad_{name}{ending}"
+            check(simt.max_pool_grad, [dy, index, x], *window, kernel=kernel)
+            kernel = f"max_pool_gather_{name}{INDEX_NAMES[kind]}"
+            check(simt.max_pool_gather, [x, index], *window, kernel=kernel)
+        if window[3] == 1:
+            for arguments in averages(window):
+                check(simt.avg_pool, [x], *arguments, kernel=f"avg_pool_{name}{wide(x)}")
+                dy = torch.randn_like(simt.avg_pool(x, *arguments))
+                kernel = f"avg_pool_grad_{name}{wide(dy)}"
+                check(simt.avg_pool, [dy], *arguments, grad_of=x, kernel=kernel)
+    kernel = f"avg_pool_{name}{wide(x)}"
+    check(simt.adaptive_avg_pool, [x], (size[2] // 2 + 1, 5), kernel=kernel)
+
+
 def gradient(function, x, dy):
     """Of torch, in dy's dtype."""
     leaf = x.to(dy.dtype).contiguous().requires_grad_()
@@ -179,10 +227,14 @@ def grad_tensor(size, dtype, layout):
     return tensor(size, dtype, layout)
 
 
+BY_TWO = {(2, 2): "by_two_2x2_", (3, 2): "by_two_3x3_"}  # of a square kernel and its stride
+
+
 @LAYOUTS
 @pytest.mark.parametrize(("window", "dtype"), grid(WINDOWS), ids=grid_id)
 def test_max_pool_gradients(window, layout, dtype):
     """Of the index in every storage; the gather is the transposed map of the gradient."""
+    by_two = BY_TWO.get((window[0], window[1] or window[0]), "")
     for size, kind in ((POOLED, torch.uint8), (ODD, torch.int32), (ODD, torch.int64)):
         x = tensor(size, dtype, layout).mul_(4).round_().div_(4)  # with ties
         _, index = simt.max_pool(x, *window, index_dtype=kind)
@@ -192,7 +244,7 @@ def test_max_pool_gradients(window, layout, dtype):
         dx = simt.every_order(
             simt.max_pool_grad,
             *(dy, index, x, *window),
-            kernel=f"max_pool_grad_{ending.format(chunks)}",
+            kernel=by_two * (kind == torch.uint8) + f"max_pool_grad_{ending.format(chunks)}",
         )
         theirs, truth = (
             gradient(lambda t: F.max_pool2d(t, *window), x, dy.to(d)) for d in (dtype, torch.double)

@@ -21,10 +21,18 @@ struct AddOperands {
   Activation activation;
 };
 
-template <class T, bool kGrad>
-FASTCONV_DEVICE T combine(T a, T b, Activation activation) {
-  if constexpr (kGrad) return narrow<T>(activation_grad(widen(a), widen(b), activation));
-  return narrow<T>(activate(widen(a) + widen(b), activation));
+template <bool kGrad, class T, int N>
+FASTCONV_DEVICE Chunk<T, N> combine(const Chunk<T, N>& a, const Chunk<T, N>& b,
+                                    Activation activation) {
+  if constexpr (kGrad) {
+    return activation_grad(a, b, activation);
+  } else {
+    Compute<T> v[N];
+#pragma unroll
+    for (int e = 0; e < N; ++e) v[e] = widen(a.at[e]) + widen(b.at[e]);
+    activate(v, activation);
+    return narrow_chunk<T>(v);
+  }
 }
 
 // A thread takes V elements along axis 0, which are next to each other where V > 1.
@@ -48,17 +56,15 @@ __global__ void __launch_bounds__(kAddThreads) add(const AddOperands __grid_cons
   T* out = static_cast<T*>(c.out) + out_offset;
   if (first + V > c.axis[0].size) {
 #pragma unroll 1
-    for (int e = 0; e < c.axis[0].size - first; ++e)
-      ptx::st_global(out + e,
-                     combine<T, kGrad>(ptx::ld_global(a + e), ptx::ld_global(b + e), c.activation));
+    for (int e = 0; e < c.axis[0].size - first; ++e) {
+      const Chunk<T, 1> one = {ptx::ld_global(a + e)}, other = {ptx::ld_global(b + e)};
+      ptx::st_global(out + e, combine<kGrad>(one, other, c.activation).at[0]);
+    }
     return;
   }
   const auto va = ptx::ld_global(reinterpret_cast<const Vector*>(a));
   const auto vb = ptx::ld_global(reinterpret_cast<const Vector*>(b));
-  Vector result;
-#pragma unroll
-  for (int e = 0; e < V; ++e) result.at[e] = combine<T, kGrad>(va.at[e], vb.at[e], c.activation);
-  ptx::st_global(reinterpret_cast<Vector*>(out), result);
+  ptx::st_global(reinterpret_cast<Vector*>(out), combine<kGrad>(va, vb, c.activation));
 }
 
 // ---- Launches ----

@@ -57,10 +57,7 @@ __global__ void __launch_bounds__(kBiasThreads)
         auto dz = ptx::ld_global(reinterpret_cast<const Vector*>(at(params.dy)));
         if constexpr (kMasked) {
           const auto y = ptx::ld_global(reinterpret_cast<const Vector*>(at(params.y)));
-#pragma unroll
-          for (int e = 0; e < V; ++e)
-            dz.at[e] =
-                narrow<T>(activation_grad(widen(dz.at[e]), widen(y.at[e]), params.activation));
+          dz = activation_grad(dz, y, params.activation);
           ptx::st_global(reinterpret_cast<Vector*>(const_cast<T*>(at(params.dz))), dz);
         }
 #pragma unroll

@@ -19,6 +19,9 @@ inline const char* gemm_grad_refusal(const ConvProblem& p, Math math, Direction 
   const int64_t limit = INT32_MAX - 1024;
   if (const char* refusal = implicit_gemm_refusal(p, math)) return refusal;
   if (p.N * p.H * p.W > limit || p.R * p.S * (p.K / p.G) > limit / 8) return "sizes beyond 32 bits";
+  // The input gradient counts a group's weights in chunks of 16 bytes.
+  if (p.R * p.S * (p.C / p.G) * (p.K / p.G) >= (int64_t(1) << 32) * 16 / element_bytes(math))
+    return "sizes beyond 32 bits";
   if (d == Direction::weight_grad &&
       (p.H + p.pad_t + p.pad_b > 65535 || p.W + p.pad_l + p.pad_r > 65535))
     return "rows or columns beyond 16 bits";

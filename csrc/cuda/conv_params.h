@@ -22,15 +22,16 @@ constexpr Math math_of(DType dtype, bool tf32) {
                                 : Math::f32;
 }
 
-// n / d for 0 <= n < 2^31 by a multiplication: with 2^l >= d the factor ceil(2^(31+l) / d) is off
-// by less than d, so the quotient by less than n / 2^31 of one (Granlund and Montgomery, 1994).
+// n / d for 0 <= n < 2^31 by a multiplication, as (2n * factor >> 32) >> shift: with 2^shift >= d
+// the factor ceil(2^(31+shift) / d) is off by less than one, so the quotient by less than n / 2^31
+// of 1 / d (Granlund and Montgomery, 1994).
 struct Divisor {
   uint32_t d, factor, shift;
 };
 inline Divisor make_divisor(int64_t d) {
-  uint32_t l = 1;
+  uint32_t l = 0;
   while ((int64_t(1) << l) < d) ++l;
-  return {uint32_t(d), uint32_t(((uint64_t(1) << (31 + l)) + d - 1) / d), l - 1};
+  return {uint32_t(d), uint32_t(((uint64_t(1) << (31 + l)) + d - 1) / d), l};
 }
 
 struct ConvOperands {

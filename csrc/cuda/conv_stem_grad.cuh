@@ -88,9 +88,7 @@ FASTCONV_DEVICE void fill_masked_dy(const ConvParams& p, const OutputMask& mask,
       v = ptx::ld_global(reinterpret_cast<const Vector*>(dy + m * p.at.y_pixel));
       if (mask.y != nullptr) {
         const auto at = ptx::ld_global(reinterpret_cast<const Vector*>(y + m * mask.pixel));
-#pragma unroll
-        for (int e = 0; e < V; ++e)
-          v.at[e] = narrow<T>(activation_grad(widen(v.at[e]), widen(at.at[e]), mask.activation));
+        v = activation_grad(v, at, mask.activation);
       }
     }
 #pragma unroll

@@ -44,6 +44,9 @@ struct GemmConfig {
   static constexpr Direction kDirection = kD;
   static constexpr Tile kTile = tile_of(kM, kIndex, kD);
   static constexpr bool kPointwise = kOneByOne;
+  // Whether there may be several stride phases; a gradient has no bias, residual or activation.
+  static constexpr bool kPhases = kD == Direction::input_grad && !kOneByOne;
+  static constexpr bool kEpilogue = kD == Direction::forward;
   using T = typename Storage<kM>::type;
   static constexpr bool kDepthRowsA = kD == Direction::weight_grad;
   static constexpr bool kDepthRowsB = kD != Direction::forward;

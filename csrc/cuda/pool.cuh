@@ -8,7 +8,7 @@
 
 #include <type_traits>
 
-#include "pool.h"
+#include "pool_args.cuh"
 #include "storage.cuh"
 
 namespace fastconv::cuda {
@@ -51,46 +51,52 @@ PoolOrder pool_order(const View& written, bool last) {
 }
 inline int64_t elements(const View& v) { return v.size[0] * v.size[1] * v.size[2] * v.size[3]; }
 
+template <class Int>
 struct PoolPlace {
-  int64_t n, c, p, q;
+  Int n, c, p, q;
 };
-template <int V>
-FASTCONV_DEVICE PoolPlace pool_place(const PoolOrder& order, int64_t i) {
-  PoolPlace at;
-  at.c = order.last ? take_remainder(i, order.chunks) * V : 0;
+template <int V, class Int>
+FASTCONV_DEVICE PoolPlace<Int> pool_place(const PoolOrder& order, int each, int thread) {
+  Int i = Int(blockIdx.x) * each + thread;
+  PoolPlace<Int> at;
+  const bool last = V > 1 || order.last;
+  at.c = last ? take_remainder(i, order.chunks) * V : 0;
   at.q = take_remainder(i, order.cols);
   at.p = take_remainder(i, order.rows);
-  if (!order.last) at.c = take_remainder(i, order.channels);
+  if (!last) at.c = take_remainder(i, order.channels);
   at.n = i;
   return at;
 }
 
+template <class Int>
 struct Taps {
-  int64_t origin;
+  Int origin;
   int first, last;  // those of the window that lie inside the input: [first, last)
 };
-FASTCONV_DEVICE Taps taps_inside(const PoolAxis& a, int64_t p) {
-  Taps t;
+template <class Int>
+FASTCONV_DEVICE Taps<Int> taps_inside(const PoolWindows<Int>& a, Int p) {
+  Taps<Int> t;
   t.origin = p * a.stride - a.pad;
-  const int64_t before = t.origin < 0 ? -t.origin : 0;
-  const int64_t end = t.origin < a.in ? a.in - t.origin : 0;
+  const Int before = t.origin < 0 ? -t.origin : 0;
+  const Int end = t.origin < a.in ? a.in - t.origin : 0;
   t.first = int(a.dil == 1 ? before : ceil_quotient(before, a.dil));
-  const int64_t last = a.dil == 1 ? end : ceil_quotient(end, a.dil);
+  const Int last = a.dil == 1 ? end : ceil_quotient(end, a.dil);
   t.last = int(last < a.k ? last : a.k);
   return t;
 }
 
 // I is the index's storage; int64_t holds h * W + w, smaller ones r * S + s.
-template <class T, int V, class I>
+template <class T, int V, class I, class Int>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
-    max_pool(const PoolJob __grid_constant__ params, const PoolOrder __grid_constant__ order) {
+    max_pool(const PoolArgs<Int> __grid_constant__ params,
+             const PoolOrder __grid_constant__ order) {
   constexpr bool kIndex = !std::is_same<I, NoIndex>::value;
   constexpr int kAtOnce = 3;  // columns whose loads are under way together
   using Vector = Chunk<T, V>;
-  const PoolAxis &rows = params.p.rows, &cols = params.p.cols;
-  const PoolPlace at = pool_place<V>(order, int64_t(blockIdx.x) * kPoolThreads + threadIdx.x);
-  if (at.n >= params.p.N) return;
-  const Taps r = taps_inside(rows, at.p), s = taps_inside(cols, at.q);
+  const PoolWindows<Int>&rows = params.rows, &cols = params.cols;
+  const PoolPlace<Int> at = pool_place<V, Int>(order, kPoolThreads, threadIdx.x);
+  if (at.n >= params.N) return;
+  const Taps<Int> r = taps_inside(rows, at.p), s = taps_inside(cols, at.q);
   const bool empty = r.first >= r.last || s.first >= s.last;
   const int S = int(cols.k);
   Compute<T> best[V];
@@ -100,7 +106,7 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
     best[v] = -Compute<T>(INFINITY);
     place[v] = empty ? 0 : r.first * S + s.first;
   }
-  const int64_t step_r = rows.dil * params.x.stride[2], step_s = cols.dil * params.x.stride[3];
+  const Int step_r = rows.dil * params.x.stride[2], step_s = cols.dil * params.x.stride[3];
   const T* row = element<T>(params.x, at.n, at.c, r.origin + r.first * rows.dil,
                             s.origin + s.first * cols.dil);
 #pragma unroll 1
@@ -145,39 +151,40 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
   }
 }
 
+template <class Int>
 struct Window {
-  int64_t first, last;  // places inside the input: [first, last)
-  int64_t counted;      // the axis' factor of the divisor
+  Int first, last;  // places inside the input: [first, last)
+  Int counted;      // the axis' factor of the divisor
 };
-FASTCONV_DEVICE Window window_of(const PoolAxis& a, int64_t p, bool count_include_pad) {
-  Window w;
+template <class Int>
+FASTCONV_DEVICE Window<Int> window_of(const PoolWindows<Int>& a, Int p, bool count_include_pad) {
+  Window<Int> w;
   if (a.adaptive) {
     w.first = quotient(p * a.in, a.out), w.last = ceil_quotient((p + 1) * a.in, a.out);
     w.counted = w.last - w.first;
     return w;
   }
-  const int64_t origin = p * a.stride - a.pad, end = origin + a.k;
+  const Int origin = p * a.stride - a.pad, end = origin + a.k;
   w.first = origin < 0 ? 0 : origin < a.in ? origin : a.in;
   w.last = end < w.first ? w.first : end < a.in ? end : a.in;
-  const int64_t padded = end < a.in + a.pad ? end : a.in + a.pad;
+  const Int padded = end < a.in + a.pad ? end : a.in + a.pad;
   w.counted = count_include_pad ? padded - origin : w.last - w.first;
   return w;
 }
 
 // `lanes` threads, a power of two, share an output: neighbours in a block are neighbours in memory.
-template <class T, int V>
+template <class T, int V, class Int>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
-    avg_pool(const PoolJob __grid_constant__ params, const PoolOrder __grid_constant__ order,
+    avg_pool(const PoolArgs<Int> __grid_constant__ params, const PoolOrder __grid_constant__ order,
              int lanes) {
   using Sum = Compute<T>;
-  const PoolProblem& p = params.p;
   const int t = threadIdx.x, outputs = kPoolThreads / lanes;
   const int lane = order.last ? t / outputs : t % lanes,
             output = order.last ? t % outputs : t / lanes;
-  const PoolPlace at = pool_place<V>(order, int64_t(blockIdx.x) * outputs + output);
-  const bool exists = at.n < p.N;
-  const Window h = window_of(p.rows, at.p, p.count_include_pad);
-  const Window w = window_of(p.cols, at.q, p.count_include_pad);
+  const PoolPlace<Int> at = pool_place<V, Int>(order, outputs, output);
+  const bool exists = at.n < params.N;
+  const Window<Int> h = window_of(params.rows, at.p, params.count_include_pad);
+  const Window<Int> w = window_of(params.cols, at.q, params.count_include_pad);
   const int width = int(w.last - w.first);
   const int height = exists && width > 0 ? int(h.last - h.first) : 0;
 
@@ -221,8 +228,8 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
     if (lane > 0) return;
   }
   if (!exists) return;
-  const int64_t counted = h.counted * w.counted;
-  const Sum divisor = Sum(p.divisor != 0 ? p.divisor : counted > 1 ? counted : 1);
+  const Int counted = h.counted * w.counted;
+  const Sum divisor = params.divisor != 0 ? Sum(params.divisor) : Sum(counted > 1 ? counted : 1);
   T out[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) out[v] = narrow<T>(total[v] / divisor);
@@ -233,10 +240,14 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
 
 template <class T, int V, class I>
 Status launch_max_pool(const PoolJob& c, Stream stream) {
-  static const KernelLabel label("max_pool_%s%s%s", kTypeName<T>, V > 1 ? "_x16" : "",
-                                 kIndexName<I>);
-  return launch_line(label.text, max_pool<T, V, I>, elements(c.y) / V, kPoolThreads, kPoolThreads,
-                     0, stream, c, pool_order<V>(c.y, pool_channels(c)));
+  return for_pool_int(c, [&](auto zero) {
+    using Int = decltype(zero);
+    static const KernelLabel label("%smax_pool_%s%s%s", kWideName<Int>, kTypeName<T>,
+                                   V > 1 ? "_x16" : "", kIndexName<I>);
+    return launch_line(label.text, max_pool<T, V, I, Int>, elements(c.y) / V, kPoolThreads,
+                       kPoolThreads, 0, stream, pool_args<Int>(c),
+                       pool_order<V>(c.y, pool_channels(c)));
+  });
 }
 
 // Wide accesses for what training and inference use; the caller's own indices are wide by nature.
@@ -258,10 +269,15 @@ Status launch_max_pool(const PoolJob& c, Stream stream) {
 
 template <class T, int V>
 Status launch_avg_pool(const PoolJob& c, int lanes, Stream stream) {
-  static const KernelLabel label("avg_pool_%s%s", kTypeName<T>, V > 1 ? "_x16" : "");
   const int bytes = lanes > 1 ? V * kPoolThreads * int(sizeof(Compute<T>)) : 0;
-  return launch_line(label.text, avg_pool<T, V>, elements(c.y) / V, kPoolThreads / lanes,
-                     kPoolThreads, bytes, stream, c, pool_order<V>(c.y, pool_channels(c)), lanes);
+  return for_pool_int(c, [&](auto zero) {
+    using Int = decltype(zero);
+    static const KernelLabel label("%savg_pool_%s%s", kWideName<Int>, kTypeName<T>,
+                                   V > 1 ? "_x16" : "");
+    return launch_line(label.text, avg_pool<T, V, Int>, elements(c.y) / V, kPoolThreads / lanes,
+                       kPoolThreads, bytes, stream, pool_args<Int>(c),
+                       pool_order<V>(c.y, pool_channels(c)), lanes);
+  });
 }
 
 // Lanes that share a window: none where it is small; as many as keep four places each, or 32 where

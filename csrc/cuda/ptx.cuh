@@ -55,7 +55,14 @@ FASTCONV_DEVICE float bits_float(uint32_t v) { return __uint_as_float(v); }
 FASTCONV_DEVICE uint32_t mul_hi(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 
 // Hides how v was computed, or the compiler may compute it again in a loop to free a register.
-FASTCONV_DEVICE void keep(uint32_t& v) { asm volatile("" : "+r"(v)); }
+template <class V>
+FASTCONV_DEVICE void keep(V& v) {
+  static_assert(sizeof(V) == 4 || sizeof(V) == 8);
+  if constexpr (sizeof(V) == 4)
+    asm volatile("" : "+r"(v));
+  else
+    asm volatile("" : "+l"(v));
+}
 
 // ---- Loads and stores of 2, 4, 8 or 16 aligned bytes ----
 

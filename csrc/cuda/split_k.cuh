@@ -4,13 +4,14 @@
 
 namespace fastconv::cuda {
 
-constexpr int kSplitThreads = 128;
+// Budget: 64 registers for 8 blocks on an SM; NOTE left to itself ptxas takes 32 and spills.
+constexpr int kSplitThreads = 128, kSplitBlocks = 8;
 
 // grid: outputs; phases.
 template <Math kMath, Direction kD>
-__global__ void __launch_bounds__(kSplitThreads)
+__global__ void __launch_bounds__(kSplitThreads, kSplitBlocks)
     add_splits(const ParamsOf<kD> __grid_constant__ all, Divisor by_chunks) {
-  const ConvParams& params = phase_of(all, blockIdx.y * phase_of(all, 0).splits);
+  const auto& params = params_of(all, blockIdx.y);
   using T = typename Storage<kMath>::type;
   constexpr int kSize = Chunk<T>::kSize;
   const int64_t K = int64_t(params.K) * params.groups;
@@ -19,11 +20,11 @@ __global__ void __launch_bounds__(kSplitThreads)
   if (index >= int64_t(params.M) * chunks) return;
   const int m = index < INT32_MAX ? divide(int(index), by_chunks) : int(index / chunks);
   const int k = int(index - int64_t(m) * chunks) * kSize;
-  const int to = place_of<kD>(params, m);
+  const int to = place_of<kD == Direction::input_grad>(params, m);
   float v[kSize] = {};
+  const float* partial = params.at.partial + to * K + k;
 #pragma unroll 4
-  for (int z = 0; z < params.splits; ++z) {
-    const float* partial = params.at.partial + (int64_t(z) * params.total + to) * K + k;
+  for (int z = 0; z < params.splits; ++z, partial += params.total * K) {
 #pragma unroll
     for (int e = 0; e < kSize; e += 4) {
       const float4 four = ptx::ld_global(reinterpret_cast<const float4*>(partial + e));
@@ -31,12 +32,16 @@ __global__ void __launch_bounds__(kSplitThreads)
     }
   }
   if constexpr (kMath == Math::f32) mend(v, params, m, k);
-  const T* bias = static_cast<const T*>(params.at.bias);
-  const T* residual = static_cast<const T*>(params.at.residual);
-  if (bias != nullptr) bias += k;
-  if (residual != nullptr) residual += m * params.at.residual_pixel + k;
-  finish_chunk(v, chunk_or_zero(bias), chunk_or_zero(residual), params.activation,
-               static_cast<T*>(params.at.y) + to * params.at.y_pixel + k);
+  T* y = static_cast<T*>(params.at.y) + to * params.at.y_pixel + k;
+  if constexpr (kD == Direction::input_grad) {
+    store_chunk(v, y);
+  } else {
+    const T* bias = static_cast<const T*>(params.at.bias);
+    const T* residual = static_cast<const T*>(params.at.residual);
+    if (bias != nullptr) bias += k;
+    if (residual != nullptr) residual += m * params.at.residual_pixel + k;
+    finish_chunk(v, chunk_or_zero(bias), chunk_or_zero(residual), params.activation, y);
+  }
 }
 
 }  // namespace fastconv::cuda

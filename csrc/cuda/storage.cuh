@@ -47,7 +47,13 @@ struct alignas(N * sizeof(T)) Chunk {
 FASTCONV_DEVICE int64_t quotient(int64_t n, int64_t d) {
   return (n | d) >> 32 == 0 ? int64_t(uint32_t(n) / uint32_t(d)) : n / d;
 }
-FASTCONV_DEVICE int64_t ceil_quotient(int64_t n, int64_t d) { return quotient(n + d - 1, d); }
+FASTCONV_DEVICE int32_t quotient(int32_t n, int32_t d) {
+  return int32_t(uint32_t(n) / uint32_t(d));
+}
+template <class Int>
+FASTCONV_DEVICE Int ceil_quotient(Int n, Int d) {
+  return quotient(n + d - 1, d);
+}
 
 // An axis of a linear index; below 2^31 the index is divided by a multiplication.
 struct Axis {
@@ -62,13 +68,19 @@ inline Axis make_axis(int64_t size) {
 FASTCONV_DEVICE int64_t take_remainder(int64_t& n, const Axis& axis) {
   if (n >> 31 == 0) {
     const uint32_t whole = uint32_t(n);
-    const uint32_t q = axis.by.d == 1 ? whole : ptx::mul_hi(whole, axis.by.factor) >> axis.by.shift;
+    const uint32_t q = ptx::mul_hi(2 * whole, axis.by.factor) >> axis.by.shift;
     n = q;
     return whole - q * axis.by.d;
   }
   const int64_t q = n / axis.size, rest = n - q * axis.size;
   n = q;
   return rest;
+}
+FASTCONV_DEVICE int32_t take_remainder(int32_t& n, const Axis& axis) {
+  const uint32_t whole = uint32_t(n);
+  const uint32_t q = ptx::mul_hi(2 * whole, axis.by.factor) >> axis.by.shift;
+  n = int32_t(q);
+  return int32_t(whole - q * axis.by.d);
 }
 
 template <class T>

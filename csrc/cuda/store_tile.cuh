@@ -9,7 +9,7 @@
 namespace fastconv::cuda {
 
 FASTCONV_DEVICE int divide(int n, Divisor by) {
-  return by.d == 1 ? n : int(ptx::mul_hi(n, by.factor) >> by.shift);
+  return int(ptx::mul_hi(2 * uint32_t(n), by.factor) >> by.shift);
 }
 
 struct Pixel {
@@ -24,20 +24,66 @@ template <Direction kD>
 using ParamsOf =
     typename std::conditional<kD == Direction::input_grad, PhaseParams, ConvParams>::type;
 
-// What block z of a grid works on: of the input gradient, splits of a phase are neighbours.
-FASTCONV_DEVICE const ConvParams& phase_of(const ConvParams& p, int) { return p; }
-FASTCONV_DEVICE const ConvParams& phase_of(const PhaseParams& p, int z) {
-  return p.phase[z / p.phase[0].splits];
+FASTCONV_DEVICE const ConvParams& first_phase(const ConvParams& p) { return p; }
+FASTCONV_DEVICE const ConvParams& first_phase(const PhaseParams& p) { return p.phase[0]; }
+
+// What a block works by: the kernel's argument, or of the input gradient its phase's part of it.
+template <class Config>
+using BlockParams =
+    typename std::conditional<Config::kPhases, const ConvParams, const ConvParams&>::type;
+
+// NOTE the phase is known at run time only, and a use of an argument that an index chooses is a
+// load that the next instruction waits for. So what the phases share is read from the first, and
+// the rest is put into registers: once before the main loop, which has none to spare for it, and
+// once behind it.
+FASTCONV_DEVICE const ConvParams& params_of(const ConvParams& all, int) { return all; }
+FASTCONV_DEVICE ConvParams params_of(const PhaseParams& all, int i) {
+  const ConvParams& first = all.phase[0];
+  ConvParams c = all.phase[i];
+  c.at = first.at;
+  c.weight.group = first.weight.group, c.weight.c = first.weight.c;
+  c.H = first.H, c.W = first.W, c.C = first.C, c.K = first.K, c.groups = first.groups;
+  c.stride_h = c.stride_w = 1;
+  c.splits = first.splits, c.split_depth = first.split_depth, c.total = first.total;
+  c.place = {c.place.first, first.place.image, first.place.line, first.place.step};
+  c.by_channels = first.by_channels;
+  return c;
 }
-template <Direction kD>
-FASTCONV_DEVICE int split_of(const ConvParams& p, int z) {
-  return kD == Direction::input_grad ? z % p.splits : z;
+template <class... V>
+FASTCONV_DEVICE void keep_all(V&... v) {
+  (ptx::keep(v), ...);
+}
+template <class Config, class Params>
+FASTCONV_DEVICE BlockParams<Config> params_to_load(const Params& all, int phase) {
+  if constexpr (Config::kPhases) {
+    ConvParams c = params_of(all, phase);
+    keep_all(c.weight.first, c.weight.r, c.weight.s, c.R, c.S, c.Q, c.M, c.depth);
+    keep_all(c.pad_t, c.pad_l, c.dil_h, c.dil_w);
+    keep_all(c.by_image.d, c.by_image.factor, c.by_image.shift);
+    keep_all(c.by_row.d, c.by_row.factor, c.by_row.shift);
+    keep_all(c.by_taps.d, c.by_taps.factor, c.by_taps.shift);
+    return c;
+  } else {
+    return first_phase(all);
+  }
+}
+template <class Config, class Params>
+FASTCONV_DEVICE BlockParams<Config> params_to_store(const Params& all, int phase) {
+  if constexpr (Config::kPhases) {
+    ConvParams c = params_of(all, phase);
+    keep_all(c.Q, c.M, c.place.first);
+    keep_all(c.by_image.d, c.by_image.factor, c.by_image.shift);
+    keep_all(c.by_row.d, c.by_row.factor, c.by_row.shift);
+    return c;
+  } else {
+    return first_phase(all);
+  }
 }
 
 // Where output m lies, in pixels.
-template <Direction kD>
+template <bool kPhases>
 FASTCONV_DEVICE int place_of(const ConvParams& c, int m) {
-  if (kD != Direction::input_grad) return m;
+  if constexpr (!kPhases) return m;
   const Pixel at = pixel_of(c, m);
   return c.place.first + at.n * c.place.image + at.p * c.place.line + at.q * c.place.step;
 }
@@ -112,6 +158,7 @@ struct TileStore {
 
   // Starts copying this lane's part of the residual of slab i, which it alone will read.
   FASTCONV_DEVICE void fetch(int i) const {
+    if constexpr (!Config::kEpilogue) return;
     const T* residual = static_cast<const T*>(params.at.residual);
     if (residual == nullptr || params.splits > 1) return;
 #pragma unroll
@@ -131,7 +178,7 @@ struct TileStore {
       const int m = first + 16 * i + pass * kRowsAtOnce;
       if (m >= params.M || !inside) continue;
       const int row = threadIdx.x % 32 / kLanesPerRow + pass * kRowsAtOnce;
-      const int to = place_of<Config::kDirection>(params, m);
+      const int to = place_of<Config::kPhases>(params, m);
       float v[kSize];
 #pragma unroll
       for (int e = 0; e < kSize; e += 4) {
@@ -147,11 +194,15 @@ struct TileStore {
         continue;
       }
       if constexpr (Config::kMath == Math::f32) mend(v, params, m, int(k));
-      Chunk<T> residual = {};
-      if (params.at.residual != nullptr)
-        residual = ptx::ld_shared<Chunk<T>>(ahead + (i % 2 * kPasses + pass) * 512);
-      finish_chunk(v, bias, residual, params.activation,
-                   static_cast<T*>(params.at.y) + to * params.at.y_pixel + k);
+      T* y = static_cast<T*>(params.at.y) + to * params.at.y_pixel + k;
+      if constexpr (!Config::kEpilogue) {
+        store_chunk(v, y);
+      } else {
+        Chunk<T> residual = {};
+        if (params.at.residual != nullptr)
+          residual = ptx::ld_shared<Chunk<T>>(ahead + (i % 2 * kPasses + pass) * 512);
+        finish_chunk(v, bias, residual, params.activation, y);
+      }
     }
   }
 };
@@ -163,8 +214,11 @@ FASTCONV_DEVICE void store_tile(const ConvParams& params, const float (&acc)[kRo
   const TileStore<Config> store(params, shared, m0, n0, split);
   store.fetch(0);
   if (kRows > 1) store.fetch(1);
-  const T* bias_at = static_cast<const T*>(params.at.bias);
-  const Chunk<T> bias = chunk_or_zero(bias_at && store.inside ? bias_at + store.k : nullptr);
+  Chunk<T> bias = {};
+  if constexpr (Config::kEpilogue) {
+    const T* from = static_cast<const T*>(params.at.bias);
+    bias = chunk_or_zero(from && store.inside ? from + store.k : nullptr);
+  }
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
@@ -174,10 +228,12 @@ FASTCONV_DEVICE void store_tile(const ConvParams& params, const float (&acc)[kRo
       ptx::st_shared(store.place(row, at), make_float2(acc[i][j][0], acc[i][j][1]));
       ptx::st_shared(store.place(row + 8, at), make_float2(acc[i][j][2], acc[i][j][3]));
     }
-    if (i + 1 < kRows)
-      ptx::cp_async_wait_group<1>();
-    else
-      ptx::cp_async_wait_group<0>();
+    if constexpr (Config::kEpilogue) {
+      if (i + 1 < kRows)
+        ptx::cp_async_wait_group<1>();
+      else
+        ptx::cp_async_wait_group<0>();
+    }
     ptx::syncwarp();
     store.rows(i, bias);
     if (i + 2 < kRows) store.fetch(i + 2);

@@ -56,7 +56,10 @@ inline uint32_t cvt_rna_tf32(float v) {
   return (bits + (finite ? 0x1000 : 0)) & 0xffffe000;
 }
 
-inline void keep(uint32_t&) {}
+template <class V>
+inline void keep(V&) {
+  static_assert(sizeof(V) == 4 || sizeof(V) == 8);
+}
 
 // ---- Loads and stores ----
 

@@ -52,6 +52,10 @@ EXPORT const char* conv_weight_grad(const ConvProblem* problem, const ConvOperan
   return launch_add_parts(sums, nullptr).error;
 }
 
+EXPORT const char* add_parts(const void* partial, const View* dw, int64_t splits, int32_t dtype) {
+  return launch_add_parts({partial, *dw, splits, DType(dtype)}, nullptr).error;
+}
+
 // Of the input gradient: the depth of each stride phase in the order of the grid, and its pixels.
 EXPORT int32_t phases(const ConvProblem* problem, int32_t* depths, int32_t* pixels) {
   PhaseParams all;

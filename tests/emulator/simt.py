@@ -311,6 +311,17 @@ def add(
         return buffers["out"].tensor.clone()
 
 
+def add_parts(parts: Tensor, layout: str, dtype, right=True, order="ascending", seed=1) -> Tensor:
+    """The sum over the first axis of (parts, K, R, S, C) as a gradient (K, C, R, S)."""
+    _, k, r, s, c = parts.shape
+    dw = tensor((k, c, r, s), dtype, layout)
+    with _run(right, order, seed, False, parts=parts, dw=dw) as b:
+        poison(b["dw"].tensor)
+        to, splits, code = view(b["dw"]), _I64(len(parts)), DTYPES.index(dtype)
+        call("add_parts", _P(b["parts"].pointer), ctypes.byref(to), splits, code)
+        return b["dw"].tensor.clone()
+
+
 def transpose(
     x: Tensor, last: bool, right=True, order="ascending", seed=1, count_banks=False
 ) -> Tensor:
