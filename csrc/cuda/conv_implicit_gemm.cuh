@@ -78,7 +78,7 @@ struct PixelLoader {
     weights = chunks(at.first + int64_t(r) * at.r + int64_t(s) * at.s + int64_t(p.C - c) * at.c);
     weights_step = chunks(int64_t(at.c) * Config::kTile.bk);
     turns = ptx::shared_address(shared_memory()) + Config::kTile.stages * Config::kStageBytes;
-    static_assert(sizeof(PixelTurn) + sizeof(WeightTurn) <= kTapTableBytes);
+    static_assert(sizeof(PixelTurn) + sizeof(WeightTurn) <= kTurnBytes);
     if (threadIdx.x == 0) {
       ptx::st_shared(turns, turn);
       ptx::st_shared(turns + uint32_t(sizeof(PixelTurn)),

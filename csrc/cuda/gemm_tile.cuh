@@ -60,7 +60,7 @@ struct GemmConfig {
   static constexpr int kSlabPitch = kTile.wn + 8;
   static constexpr int kSlabBytes = 16 * (kSlabPitch * 4 + 2 * kTile.wn * int(sizeof(T)));
   static constexpr int kSharedBytes =
-      kTile.shared_bytes(sizeof(T)) + (kD == Direction::input_grad    ? kTapTableBytes
+      kTile.shared_bytes(sizeof(T)) + (kD == Direction::input_grad    ? kTurnBytes
                                        : kD == Direction::weight_grad ? kPixelRingBytes
                                                                       : 0);
   // 3xTF32 keeps its registers for the second set of accumulators.

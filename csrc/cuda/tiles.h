@@ -55,8 +55,9 @@ constexpr Tile kFloatTiles[] = {
 // Gradients. Operands that lie in memory along the wrong axis (weights of the input gradient, both
 // of the weight gradient) are transposed on the way to registers, by ldmatrix for 2-byte elements
 // and by 4-byte reads for floats. M is pixels of dx or K, N is C or R S C.
-// Behind the stages lie an input gradient's table of taps, a weight gradient's ring of pixels.
-constexpr int kTapTableBytes = 15 * 15 * 8 + 8, kPixelRingBytes = 2 * 3 * 64 * 8;
+// Behind the stages lie the steps from tap to tap of an input gradient, a weight gradient's ring of
+// pixels.
+constexpr int kTurnBytes = 32, kPixelRingBytes = 2 * 3 * 64 * 8;
 constexpr Tile kHalfGradTiles[] = {
     // The default.
     {128, 128, 32, 64, 64, 4, 2, 255},
