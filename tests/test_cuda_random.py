@@ -5,6 +5,7 @@ planner. Here were found: a stride phase's sum cut short where stride and dilati
 and a plane of one column that was copied as if it had no gaps.
 """
 
+import contextlib
 import math
 import random
 
@@ -45,7 +46,8 @@ def drawn(rng: random.Random) -> dict:
     }
 
 
-def check(problem: dict, generator: torch.Generator) -> None:
+def check(problem: dict, generator: torch.Generator, device: str = "cpu") -> None:
+    """On a CUDA device, or in the emulator."""
     dtype, window, activation = problem["dtype"], problem["window"], problem["activation"]
     if dtype == torch.double and activation == "sigmoid":
         activation = "relu"  # of whole numbers, so that the truth is exact
@@ -64,15 +66,16 @@ def check(problem: dict, generator: torch.Generator) -> None:
     in_format = dict(zip("xrd", (LAYOUTS[name] for name in problem["layouts"]), strict=True))
     in_format |= {"w": lambda t: t.contiguous(memory_format=problem["weights"]), "b": torch.clone}
     named = {
-        name: in_format[name](t).detach().requires_grad_(problem["wanted"][name])
+        name: in_format[name](t.to(device)).detach().requires_grad_(problem["wanted"][name])
         for name, t in operands.items()
     }
     leaves = [t for t in named.values() if t.requires_grad]
     gpu = dict(gpu=problem["gpu"], seed=problem["seed"], least_filled=int(problem["filled"]))
-    with emulated_cuda(**gpu):
+    with emulated_cuda(**gpu) if device == "cpu" else contextlib.nullcontext():
         settings = dict(residual=named.get("r"), activation=activation)
         y = fastconv.conv2d(named["x"], named["w"], named.get("b"), *window, **settings)
-        ours = torch.autograd.grad(y, leaves, in_format["d"](dy))
+        ours = torch.autograd.grad(y, leaves, in_format["d"](dy.to(device)))
+    results = [t.cpu() for t in (y.detach(), *ours)]
 
     def reference(kind: torch.dtype) -> list[torch.Tensor]:
         """torch's, the activation's gradient by our outputs: rounding flips some of a ReLU's."""
@@ -82,14 +85,14 @@ def check(problem: dict, generator: torch.Generator) -> None:
         }
         z = F.conv2d(t["x"], t["w"], t.get("b"), *window)
         z = z + t["r"] if "r" in t else z
-        made, grad = y.detach().to(kind), dy.to(kind)
+        made, grad = results[0].to(kind), dy.to(kind)
         slope = {None: 1, "relu": made > 0, "sigmoid": made * (1 - made)}[activation]
         wanted = [t[name] for name in named if named[name].requires_grad]
         return [ACTIVATIONS[activation](z).detach(), *torch.autograd.grad(z, wanted, grad * slope)]
 
     names = ["y", *(name for name in named if named[name].requires_grad)]
     truths, theirs = reference(torch.double), reference(dtype)
-    for name, result, truth, other in zip(names, (y.detach(), *ours), truths, theirs, strict=True):
+    for name, result, truth, other in zip(names, results, truths, theirs, strict=True):
         assert result.shape == truth.shape and result.dtype == dtype
         if truth.count_nonzero() < LEAST:  # a relative error of few is large by chance
             scale = float(truth.abs().max()) if truth.numel() else 0.0

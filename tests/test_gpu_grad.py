@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conv_cases import CASES, DTYPES, KERNELS, LAYOUTS, gradients, make, values
 from gpu import ACTIVATE, WINDOWS, image, poison_cache
+from test_cuda_random import check, drawn
 
 import fastconv
 from fastconv.testing.compare import assert_good
@@ -40,6 +43,13 @@ def test_gradients(case, layout, dtype):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_small_gradients(kernel, layout):
     check_gradients(*KERNELS[kernel], layout)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_problems(seed):
+    rng, generator = random.Random(1000 + seed), torch.Generator().manual_seed(seed)
+    for _ in range(25):
+        check(drawn(rng), generator, "cuda")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
