@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from conv_cases import CASES, DTYPES, KERNELS, LAYOUTS, gradients, make, values
 from gpu import ACTIVATE, WINDOWS, image, poison_cache
-from test_cuda_random import check, drawn
+from mixed_problems import check, drawn
 
 import fastconv
 from fastconv.testing.compare import assert_good
@@ -49,7 +50,7 @@ def test_small_gradients(kernel, layout):
 def test_random_problems(seed):
     rng, generator = random.Random(1000 + seed), torch.Generator().manual_seed(seed)
     for _ in range(25):
-        check(drawn(rng), generator, "cuda")
+        check(drawn(rng), generator, contextlib.nullcontext(), "cuda")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
