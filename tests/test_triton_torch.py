@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from conftest import interpreted_triton
 
 import fastconv
+from fastconv.backend import current_backend
 
 pytest.importorskip("triton")
 
@@ -50,6 +52,37 @@ def test_compile():
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=True)
     for args in (operands(), operands(3)):
         assert_equals_block(compiled, args)
+
+
+def test_a_compiled_call_follows_the_backend_around_it_and_in_it():
+    """The fixture's backend is Triton; the guard sees when it is another, in this thread only."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def record(graph, inputs):
+        targets = (str(n.target) for n in graph.graph.nodes if n.op == "call_function")
+        graphs.append([name.split(".")[0] for name in targets])
+        return graph
+
+    @torch.compile(fullgraph=True, backend=record)
+    def run(x, w):
+        with fastconv.backend("cpu"):
+            y = fastconv.conv2d(x, w)
+        return fastconv.conv2d(y, w)
+
+    x, w = torch.randn(1, 3, 7, 6), torch.randn(3, 3, 3, 2)
+    ours, fastconvs = "fastconv_triton", "fastconv"
+    run(x, w)
+    assert graphs == [[fastconvs, ours]] and current_backend() == "triton"
+    with fastconv.backend("cpu"):
+        run(x, w)
+    assert graphs[1:] == [[fastconvs, fastconvs]]
+    seen = []
+    other = threading.Thread(target=lambda: (run(x, w), seen.append(current_backend())))
+    other.start()
+    other.join()
+    run(x, w)
+    assert seen == [None] and graphs[2:] == [[fastconvs, fastconvs]]
 
 
 def test_export():
