@@ -7,7 +7,7 @@ at a time. The gradient gathers from the windows that cover an input.
 import triton
 import triton.language as tl
 
-from .language import narrow, outputs_at, widen
+from .language import narrow, offsets, outputs_at, widen
 
 
 @triton.jit
@@ -44,15 +44,14 @@ def avg_pool(
 
     Grid: tiles of outputs x tiles of C.
     """
-    x_n, x_h, x_w, C = x_n * UNIT, x_h * UNIT, x_w * UNIT, C * UNIT
-    y_n, y_h, y_w = y_n * UNIT, y_h * UNIT, y_w * UNIT
+    C = C * UNIT
     tiles = tl.cdiv(C, BC)
     n, p, q = outputs_at(tl.program_id(0) // tiles, N, P, Q, BM, WIDE)
     c = (tl.program_id(0) % tiles * BC + tl.arange(0, BC)).to(tl.int64)
     valid, columns_in = n < N, c < C
     top, bottom, count_h = window_of(p, H, P, R, stride_h, pad_h, ADAPTIVE, COUNT_PAD)
     left, right, count_w = window_of(q, W, Q, S, stride_w, pad_w, ADAPTIVE, COUNT_PAD)
-    row = x + n * x_n + top.to(tl.int64) * x_h + left.to(tl.int64) * x_w
+    row = x + offsets(n, top, left, x_n, x_h, x_w, UNIT)
     places = row[:, None] + (c * x_c)[None, :]
     acc = tl.zeros((BM, BC), tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32)
     for r in range(R):
@@ -61,9 +60,9 @@ def avg_pool(
             for ds in tl.static_range(STEP):  # loads under way together
                 s = s0 + ds
                 reads = (row_in & (left + s < right))[:, None] & columns_in[None, :]
-                at = tl.cast(r, tl.int64) * x_h + tl.cast(s, tl.int64) * x_w
+                at = offsets(0, r, s, 0, x_h, x_w, UNIT)
                 acc += widen(tl.load(places + at, mask=reads, other=0.0))
-    row = y + n * y_n + p.to(tl.int64) * y_h + q.to(tl.int64) * y_w
+    row = y + offsets(n, p, q, y_n, y_h, y_w, UNIT)
     mean = divide(acc, count_h[:, None], count_w[:, None], divisor)
     inside = valid[:, None] & columns_in[None, :]
     tl.store(row[:, None] + (c * y_c)[None, :], narrow(mean, y.dtype.element_ty), mask=inside)
@@ -77,8 +76,7 @@ def avg_pool_large(
     BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """`avg_pool` of one window and BC channels, BM places at a time. Grid: outputs x tiles of C."""
-    x_n, x_h, x_w, C = x_n * UNIT, x_h * UNIT, x_w * UNIT, C * UNIT
-    y_n, y_h, y_w = y_n * UNIT, y_h * UNIT, y_w * UNIT
+    C = C * UNIT
     tiles = tl.cdiv(C, BC)
     output = tl.cast(tl.program_id(0) // tiles, tl.int64)
     n, p, q = output // Q // P, output // Q % P, output % Q
@@ -86,15 +84,15 @@ def avg_pool_large(
     top, bottom, count_h = window_of(p, H, P, R, stride_h, pad_h, ADAPTIVE, COUNT_PAD)
     left, right, count_w = window_of(q, W, Q, S, stride_w, pad_w, ADAPTIVE, COUNT_PAD)
     places, width = (bottom - top) * (right - left), tl.maximum(right - left, 1)
-    base = x + n * x_n + top * x_h + left * x_w + c * x_c
+    base = x + offsets(n, top, left, x_n, x_h, x_w, UNIT) + c * x_c
     acc = tl.zeros((BM, BC), tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32)
     for first in range(0, places, BM):
         place = first + tl.arange(0, BM)
-        at = place // width * x_h + place % width * x_w
+        at = offsets(0, place // width, place % width, 0, x_h, x_w, UNIT)
         reads = (place < places)[:, None] & (c < C)[None, :]
         acc += widen(tl.load(base[None, :] + at[:, None], mask=reads, other=0.0))
     mean = divide(tl.sum(acc, 0), count_h, count_w, divisor)
-    at = y + n * y_n + p * y_h + q * y_w + c * y_c
+    at = y + offsets(n, p, q, y_n, y_h, y_w, UNIT) + c * y_c
     tl.store(at, narrow(mean, y.dtype.element_ty), mask=c < C)
 
 
@@ -109,8 +107,7 @@ def avg_pool_grad(
 
     At most windows_h x windows_w windows do. Grid: tiles of inputs x tiles of C.
     """
-    dy_n, dy_h, dy_w, C = dy_n * UNIT, dy_h * UNIT, dy_w * UNIT, C * UNIT
-    dx_n, dx_h, dx_w = dx_n * UNIT, dx_h * UNIT, dx_w * UNIT
+    C = C * UNIT
     tiles = tl.cdiv(C, BC)
     n, h, w = outputs_at(tl.program_id(0) // tiles, N, H, W, BM, WIDE)
     c = (tl.program_id(0) % tiles * BC + tl.arange(0, BC)).to(tl.int64)
@@ -129,9 +126,9 @@ def avg_pool_grad(
             left, right, count_w = window_of(q, W, Q, S, stride_w, pad_w, ADAPTIVE, COUNT_PAD)
             reads = row_in & (q >= 0) & (q < Q) & (w >= left) & (w < right)
             reads = reads[:, None] & columns_in[None, :]
-            row = dy + n * dy_n + p.to(tl.int64) * dy_h + q.to(tl.int64) * dy_w
+            row = dy + offsets(n, p, q, dy_n, dy_h, dy_w, UNIT)
             value = widen(tl.load(row[:, None] + (c * dy_c)[None, :], mask=reads, other=0.0))
             acc += divide(value, count_h[:, None], count_w[:, None], divisor)
-    row = dx + n * dx_n + h.to(tl.int64) * dx_h + w.to(tl.int64) * dx_w
+    row = dx + offsets(n, h, w, dx_n, dx_h, dx_w, UNIT)
     inside = valid[:, None] & columns_in[None, :]
     tl.store(row[:, None] + (c * dx_c)[None, :], narrow(acc, dx.dtype.element_ty), mask=inside)

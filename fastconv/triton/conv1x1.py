@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .epilogue import store_outputs
-from .language import outputs_at, product
+from .language import offsets, outputs_at, product
 from .split_k import store_partial
 
 
@@ -32,28 +32,25 @@ def conv1x1(
     Grid: tiles of outputs x tiles of K; 1, or images; splits of the depth.
     """
     C, K = C * C_UNIT, K * K_UNIT
-    x_n, x_h, x_w = x_n * UNIT, x_h * UNIT, x_w * UNIT
-    y_n, y_h, y_w = y_n * Y_UNIT, y_h * Y_UNIT, y_w * Y_UNIT
-    residual_n, residual_h, residual_w = (
-        residual_n * Y_UNIT, residual_h * Y_UNIT, residual_w * Y_UNIT,
-    )  # fmt: skip
     tiles_k = tl.cdiv(K, BN)
     tile, part = tl.program_id(0), tl.program_id(2)
     depth = tl.arange(0, BK)
     k = (tile % tiles_k) * BN + tl.arange(0, BN)
     if PLANAR:
-        Q, x_c, y_c, residual_c = Q * UNIT, x_c * UNIT, y_c * Y_UNIT, residual_c * Y_UNIT
-        n = tl.program_id(1).to(tl.int64)
+        Q, x_c = Q * UNIT, tl.cast(x_c, tl.int64) * UNIT
+        y_c, residual_c = tl.cast(y_c, tl.int64) * Y_UNIT, tl.cast(residual_c, tl.int64) * Y_UNIT
+        n = tl.program_id(1)
         place = (tile // tiles_k) * BM + tl.arange(0, BM)
         valid = place < Q
-        row, y_row, residual_row = n * x_n + place, n * y_n + place, n * residual_n + place
+        row = offsets(n, 0, 0, x_n, 0, 0, UNIT) + place
+        y_row = offsets(n, 0, 0, y_n, 0, 0, Y_UNIT) + place
+        residual_row = offsets(n, 0, 0, residual_n, 0, 0, Y_UNIT) + place
     else:
         n, p, q = outputs_at(tile // tiles_k, N, P, Q, BM, WIDE)
         valid = n < N
-        p, q = p.to(tl.int64), q.to(tl.int64)
-        row = tl.minimum(n, N - 1) * x_n + p * x_h + q * x_w
-        y_row = n * y_n + p * y_h + q * y_w
-        residual_row = n * residual_n + p * residual_h + q * residual_w
+        row = offsets(tl.minimum(n, N - 1), p, q, x_n, x_h, x_w, UNIT)
+        y_row = offsets(n, p, q, y_n, y_h, y_w, Y_UNIT)
+        residual_row = offsets(n, p, q, residual_n, residual_h, residual_w, Y_UNIT)
     x_tile = x + row[:, None] + (depth * tl.cast(x_c, tl.int64))[None, :]  # [BM, BK]
     w_tile = w + (tl.minimum(k, K - 1).to(tl.int64) * C)[None, :] + depth[:, None]  # [BK, BN]
 

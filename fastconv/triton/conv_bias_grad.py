@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .add import combine
-from .language import narrow, outputs_at, widen
+from .language import narrow, offsets, outputs_at, widen
 
 
 @triton.jit
@@ -19,9 +19,6 @@ def conv_bias_grad(
     """partial[split, k]. MASKED: dz = dy at the activation's output z. Grid: tiles of K; 1; splits
     of the outputs."""
     K = K * UNIT
-    dy_n, dy_h, dy_w = dy_n * UNIT, dy_h * UNIT, dy_w * UNIT
-    z_n, z_h, z_w = z_n * UNIT, z_h * UNIT, z_w * UNIT
-    dz_n, dz_h, dz_w = dz_n * UNIT, dz_h * UNIT, dz_w * UNIT
     split = tl.program_id(2)
     k = tl.program_id(0) * BC + tl.arange(0, BC)
     acc = tl.zeros((BM, BC), partial.dtype.element_ty)
@@ -29,17 +26,16 @@ def conv_bias_grad(
     begin = tl.cast(split, tl.int64) * steps_each
     for step in range(begin, tl.minimum(begin + steps_each, steps)):
         n, p, q = outputs_at(step, N, P, Q, BM, WIDE)
-        p, q = p.to(tl.int64), q.to(tl.int64)
         inside = (n < N)[:, None] & (k < K)[None, :]
-        row = dy + n * dy_n + p * dy_h + q * dy_w
+        row = dy + offsets(n, p, q, dy_n, dy_h, dy_w, UNIT)
         channels = (k * tl.cast(dy_c, tl.int64))[None, :]
         value = widen(tl.load(row[:, None] + channels, mask=inside, other=0.0))
         if MASKED:
-            row = z + n * z_n + p * z_h + q * z_w
+            row = z + offsets(n, p, q, z_n, z_h, z_w, UNIT)
             channels = (k * tl.cast(z_c, tl.int64))[None, :]
             at = widen(tl.load(row[:, None] + channels, mask=inside, other=0.0))
             rounded = narrow(combine(value, at, ACTIVATION, True), dz.dtype.element_ty)
-            row = dz + n * dz_n + p * dz_h + q * dz_w
+            row = dz + offsets(n, p, q, dz_n, dz_h, dz_w, UNIT)
             channels = (k * tl.cast(dz_c, tl.int64))[None, :]
             tl.store(row[:, None] + channels, rounded, mask=inside)
             value = widen(rounded)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .epilogue import store_outputs
-from .language import outputs_at, phase_of, product
+from .language import offsets, outputs_at, phase_of, product
 from .split_k import store_partial
 
 
@@ -50,11 +50,7 @@ def conv_implicit_gemm(
 
     Grid: tiles of outputs x tiles of K; groups; phases, or splits of the depth.
     """
-    x_n, x_h, x_w, C = x_n * UNIT, x_h * UNIT, x_w * UNIT, C * UNIT
-    y_n, y_h, y_w, K = y_n * Y_UNIT, y_h * Y_UNIT, y_w * Y_UNIT, K * Y_UNIT
-    residual_n, residual_h, residual_w = (
-        residual_n * Y_UNIT, residual_h * Y_UNIT, residual_w * Y_UNIT,
-    )  # fmt: skip
+    C, K = C * UNIT, K * Y_UNIT
     tiles_k = tl.cdiv(K, BN)
     tile, group, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
 
@@ -89,12 +85,13 @@ def conv_implicit_gemm(
     depth = tl.arange(0, BK)
     k = (tile % tiles_k) * BN + tl.arange(0, BN)
     channel = group * C + depth
-    row = n * x_n + h.to(tl.int64) * x_h + wide.to(tl.int64) * x_w
+    row = offsets(n, h, wide, x_n, x_h, x_w, UNIT)
     x_tile = x + row[:, None] + (channel * tl.cast(x_c, tl.int64))[None, :]  # [BM, BK]
     filters = (group * K + tl.minimum(k, K - 1)).to(tl.int64) * (R * S * C)
     w_tile = w + filters[None, :] + depth[:, None]  # [BK, BN]
 
-    step_h, step_w = tl.cast(move_h, tl.int64) * x_h, tl.cast(move_w, tl.int64) * x_w
+    step_h = tl.cast(move_h, tl.int64) * x_h * UNIT
+    step_w = tl.cast(move_w, tl.int64) * x_w * UNIT
     chunks = tl.cdiv(C, BK)
     begin, end = 0, taps_r * taps_s * chunks
     c0, r, s = 0, 0, 0
@@ -136,10 +133,9 @@ def conv_implicit_gemm(
             tl.num_programs(1) * K, columns_in, BM,
         )  # fmt: skip
     else:
-        p, q = p.to(tl.int64), q.to(tl.int64)
         store_outputs(
             acc, y, bias, residual,
-            n * y_n + p * y_h + q * y_w, y_c,
-            n * residual_n + p * residual_h + q * residual_w, residual_c,
+            offsets(n, p, q, y_n, y_h, y_w, Y_UNIT), y_c,
+            offsets(n, p, q, residual_n, residual_h, residual_w, Y_UNIT), residual_c,
             group * K + k, valid, columns_in, ACTIVATION,
         )  # fmt: skip

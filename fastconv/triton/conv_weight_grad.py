@@ -8,7 +8,7 @@ the outputs are cut into splits whose sums are added in order (`split_k.py`).
 import triton
 import triton.language as tl
 
-from .language import product
+from .language import offsets, product
 
 
 @triton.jit
@@ -25,8 +25,7 @@ def conv_weight_grad(
 
     Grid: tiles of K x tiles of C x R S; groups; splits.
     """
-    dy_n, dy_h, dy_w, K = dy_n * DY_UNIT, dy_h * DY_UNIT, dy_w * DY_UNIT, K * DY_UNIT
-    x_n, x_h, x_w, C = x_n * UNIT, x_h * UNIT, x_w * UNIT, C * UNIT
+    K, C = K * DY_UNIT, C * UNIT
     tiles_c = tl.cdiv(C, BN)
     tile, tap = tl.program_id(0) // (R * S), tl.program_id(0) % (R * S)
     tile_k, tile_c, r, s = tile // tiles_c, tile % tiles_c, tap // S, tap % S
@@ -39,14 +38,13 @@ def conv_weight_grad(
     dy_tile = (
         dy
         + ((group * K + k) * tl.cast(dy_c, tl.int64))[:, None]
-        + (dp.to(tl.int64) * dy_h + dq.to(tl.int64) * dy_w)[None, :]
+        + offsets(0, dp, dq, 0, dy_h, dy_w, DY_UNIT)[None, :]
     )  # [BM, BP BQ]
-    h0, w0 = r * dil_h - pad_h, s * dil_w - pad_w
-    x_h_step, x_w_step = tl.cast(stride_h, tl.int64) * x_h, tl.cast(stride_w, tl.int64) * x_w
+    up, left = r * dil_h - pad_h, s * dil_w - pad_w  # of an output's place, times the stride
     x_tile = (
         x
         + ((group * C + c) * tl.cast(x_c, tl.int64))[None, :]
-        + (dp * x_h_step + dq * x_w_step)[:, None]
+        + offsets(0, dp * stride_h, dq * stride_w, 0, x_h, x_w, UNIT)[:, None]
     )  # [BP BQ, BN]
 
     tiles_p, tiles_q = tl.cdiv(P, BP), tl.cdiv(Q, BQ)
@@ -58,12 +56,12 @@ def conv_weight_grad(
     acc = tl.zeros((BM, BN), tl.float64 if PRECISION == "f64" else tl.float32)
     for _ in range(begin, end):
         p, q = p0 + dp, q0 + dq
-        h, w = p * stride_h + h0, q * stride_w + w0
+        h, w = p * stride_h + up, q * stride_w + left
         exists = (p < P) & (q < Q)
         reads = exists & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-        dy_at = n * dy_n + tl.cast(p0, tl.int64) * dy_h + tl.cast(q0, tl.int64) * dy_w
-        x_at = n * x_n + (tl.cast(p0, tl.int64) * stride_h + h0) * x_h
-        x_at += (tl.cast(q0, tl.int64) * stride_w + w0) * x_w
+        dy_at = offsets(n, p0, q0, dy_n, dy_h, dy_w, DY_UNIT)
+        h0, w0 = tl.cast(p0, tl.int64) * stride_h + up, tl.cast(q0, tl.int64) * stride_w + left
+        x_at = offsets(n, h0, w0, x_n, x_h, x_w, UNIT)
         a = tl.load(dy_tile + dy_at, mask=exists[None, :] & k_in, other=0.0)
         b = tl.load(x_tile + x_at, mask=reads[:, None] & c_in, other=0.0)
         acc = product(a, b, acc, PRECISION)

@@ -81,6 +81,14 @@ def outputs_at(pid, N, P, Q, BM: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
+def offsets(n, h, w, by_n, by_h, by_w, UNIT: tl.constexpr):
+    """Of pixels in a tensor, in elements; its strides are in units of UNIT of them. int64, as each
+    of these products may pass 2^31."""
+    at = tl.cast(n, tl.int64) * by_n + tl.cast(h, tl.int64) * by_h + tl.cast(w, tl.int64) * by_w
+    return at * UNIT
+
+
+@triton.jit
 def phase_of(a, size, taps, stride, pad, dil, common, inverse):
     """Where the gradient of one axis reads at h = a + stride i: at y[i + start - j dil/common].
 

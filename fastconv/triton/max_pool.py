@@ -8,7 +8,7 @@ input looks at the windows that cover it, so nothing is added atomically.
 import triton
 import triton.language as tl
 
-from .language import narrow, outputs_at, widen
+from .language import narrow, offsets, outputs_at, widen
 
 
 @triton.jit
@@ -23,16 +23,14 @@ def max_pool(
 
     STEP taps of a row at once. Grid: tiles of outputs x tiles of C.
     """
-    x_n, x_h, x_w, C = x_n * UNIT, x_h * UNIT, x_w * UNIT, C * UNIT
-    y_n, y_h, y_w = y_n * UNIT, y_h * UNIT, y_w * UNIT
-    index_n, index_h, index_w = index_n * UNIT, index_h * UNIT, index_w * UNIT
+    C = C * UNIT
     tiles = tl.cdiv(C, BC)
     n, p, q = outputs_at(tl.program_id(0) // tiles, N, P, Q, BM, WIDE)
     c = tl.program_id(0) % tiles * BC + tl.arange(0, BC)
     valid, columns_in = n < N, c < C
     h, w = p * stride_h - pad_h, q * stride_w - pad_w
     columns = tl.minimum(W - w, S * dil_w)  # of the window, up to the input's edge
-    row = x + n * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w
+    row = x + offsets(n, h, w, x_n, x_h, x_w, UNIT)
     places = row[:, None] + (c * tl.cast(x_c, tl.int64))[None, :]
     # Maxima of half types need no conversion, except bfloat16's, which tl.maximum widens.
     WIDEN: tl.constexpr = INDEX != 0 or x.dtype.element_ty == tl.bfloat16
@@ -53,7 +51,7 @@ def max_pool(
                 across = s * dil_w
                 reads = row_in & (across >= -w) & (across < columns)
                 reads = reads[:, None] & columns_in[None, :]
-                at = tl.cast(r * dil_h, tl.int64) * x_h + tl.cast(s * dil_w, tl.int64) * x_w
+                at = offsets(0, r * dil_h, s * dil_w, 0, x_h, x_w, UNIT)
                 value = tl.load(places + at, mask=reads, other=float("-inf"))
                 if WIDEN:
                     value = widen(value)
@@ -63,9 +61,8 @@ def max_pool(
                     wins = (value > best) | (value != value)
                     best = tl.where(wins, value, best)
                     tap = tl.where(wins, r * S + s, tap)
-    p, q = p.to(tl.int64), q.to(tl.int64)
     inside = valid[:, None] & columns_in[None, :]
-    row = y + n * y_n + p * y_h + q * y_w
+    row = y + offsets(n, p, q, y_n, y_h, y_w, UNIT)
     best = narrow(best, y.dtype.element_ty) if WIDEN else best
     tl.store(row[:, None] + (c * tl.cast(y_c, tl.int64))[None, :], best, mask=inside)
     if INDEX:
@@ -75,7 +72,7 @@ def max_pool(
             at_h = h.to(tl.int64)[:, None] + tap // S * dil_h
             tap = at_h * W + w[:, None] + tap % S * dil_w
         tap = tl.where(empty, 0, tap)
-        row = index + n * index_n + p * index_h + q * index_w
+        row = index + offsets(n, p, q, index_n, index_h, index_w, UNIT)
         places = row[:, None] + (c * tl.cast(index_c, tl.int64))[None, :]
         tl.store(places, tap.to(index.dtype.element_ty), mask=inside)
 
@@ -92,9 +89,7 @@ def max_pool_grad(
 
     At most windows_h x windows_w windows cover an input. Grid: tiles of inputs x tiles of C.
     """
-    dy_n, dy_h, dy_w, C = dy_n * UNIT, dy_h * UNIT, dy_w * UNIT, C * UNIT
-    index_n, index_h, index_w = index_n * UNIT, index_h * UNIT, index_w * UNIT
-    dx_n, dx_h, dx_w = dx_n * UNIT, dx_h * UNIT, dx_w * UNIT
+    C = C * UNIT
     tiles = tl.cdiv(C, BC)
     n, h, w = outputs_at(tl.program_id(0) // tiles, N, H, W, BM, WIDE)
     c = (tl.program_id(0) % tiles * BC + tl.arange(0, BC)).to(tl.int64)
@@ -109,17 +104,17 @@ def max_pool_grad(
             s = w + pad_w - q * stride_w
             reads = row_in & (q >= 0) & (q < Q) & (s % dil_w == 0) & (s // dil_w < S)
             reads = reads[:, None] & columns_in[None, :]
-            row = index + n * index_n + p.to(tl.int64) * index_h + q.to(tl.int64) * index_w
+            row = index + offsets(n, p, q, index_n, index_h, index_w, UNIT)
             found = tl.load(row[:, None] + (c * index_c)[None, :], mask=reads, other=0)
             if INDEX == 2:
                 here = h.to(tl.int64) * W + w
             else:
                 here = (r // dil_h * S + s // dil_w).to(tl.int32)
                 found = found.to(tl.int32)
-            row = dy + n * dy_n + p.to(tl.int64) * dy_h + q.to(tl.int64) * dy_w
+            row = dy + offsets(n, p, q, dy_n, dy_h, dy_w, UNIT)
             value = widen(tl.load(row[:, None] + (c * dy_c)[None, :], mask=reads, other=0.0))
             acc += tl.where(reads & (found == here[:, None]), value, 0.0)
-    row = dx + n * dx_n + h.to(tl.int64) * dx_h + w.to(tl.int64) * dx_w
+    row = dx + offsets(n, h, w, dx_n, dx_h, dx_w, UNIT)
     places = row[:, None] + (c * dx_c)[None, :]
     inside = valid[:, None] & columns_in[None, :]
     tl.store(places, narrow(acc, dx.dtype.element_ty), mask=inside)
@@ -137,15 +132,12 @@ def max_pool_gather(
 
     Grid: tiles of outputs x tiles of C.
     """
-    x_n, x_h, x_w, C = x_n * UNIT, x_h * UNIT, x_w * UNIT, C * UNIT
-    index_n, index_h, index_w = index_n * UNIT, index_h * UNIT, index_w * UNIT
-    y_n, y_h, y_w = y_n * UNIT, y_h * UNIT, y_w * UNIT
+    C = C * UNIT
     tiles = tl.cdiv(C, BC)
     n, p, q = outputs_at(tl.program_id(0) // tiles, N, P, Q, BM, WIDE)
     c = (tl.program_id(0) % tiles * BC + tl.arange(0, BC)).to(tl.int64)
     inside = (n < N)[:, None] & (c < C)[None, :]
-    p, q = p.to(tl.int64), q.to(tl.int64)
-    row = index + n * index_n + p * index_h + q * index_w
+    row = index + offsets(n, p, q, index_n, index_h, index_w, UNIT)
     found = tl.load(row[:, None] + (c * index_c)[None, :], mask=inside, other=0)
     if INDEX == 2:
         known = (found >= 0) & (found < tl.cast(H, tl.int64) * W)
@@ -155,7 +147,7 @@ def max_pool_gather(
         h = (p * stride_h - pad_h)[:, None] + found // S * dil_h
         w = (q * stride_w - pad_w)[:, None] + found % S * dil_w
         known = (h >= 0) & (h < H) & (w >= 0) & (w < W)
-    places = x + (n * x_n)[:, None] + h * x_h + w * x_w + (c * x_c)[None, :]
+    places = x + offsets(n[:, None], h, w, x_n, x_h, x_w, UNIT) + (c * x_c)[None, :]
     value = tl.load(places, mask=inside & known, other=0.0)
-    row = y + n * y_n + p * y_h + q * y_w
+    row = y + offsets(n, p, q, y_n, y_h, y_w, UNIT)
     tl.store(row[:, None] + (c * y_c)[None, :], value, mask=inside)
