@@ -155,7 +155,8 @@ def test_kernels_bound_by_memory_read_rows_of_16_bytes(case, arch):
         if kernel["kernel"] in ("add_strided", "max_pool_gather"):  # scattered by nature
             continue
         assert having(kernel["code"], "LDG.E.128"), kernel
-        assert kernel["registers"] <= (64 if "16" in case else 80), kernel
+        sums = kernel["kernel"] in ("add_splits", "conv_bias_grad")  # 32 float32 a thread
+        assert kernel["registers"] <= (64 if "16" in case and not sums else 80), kernel
 
 
 def test_every_tile_fits_the_gpus_of_its_table():

@@ -114,7 +114,7 @@ def compile_cases(arch: int, names: list[str]) -> list[dict]:
     import triton
     from torch._library.triton import set_wrap_triton_enabled
 
-    from fastconv.triton import conv, launch, pool
+    from fastconv.triton import conv, conv_grad, launch, pool, sums
 
     offline(arch)
     made: list[dict] = []
@@ -126,7 +126,11 @@ def compile_cases(arch: int, names: list[str]) -> list[dict]:
         return kernel
 
     triton.runtime.JITFunction.run = compile_only
-    conv.device_of = lambda tensor: launch.Device(arch, SMS[arch])
+    for module in (conv, conv_grad, sums):
+        module.device_of = lambda tensor: launch.Device(arch, SMS[arch])
+    for name in ("weight_grad", "weight_bias_grad", "bias_grad"):
+        setattr(conv, f"conv2d_{name}", getattr(conv_grad, f"conv2d_{name}"))
+    conv.activation_bias_grad = conv_grad.activation_bias_grad
     found = []
     with set_wrap_triton_enabled(False):
         original = conv.tiles.choose_tile, conv.tiles.choose_splits
@@ -152,10 +156,10 @@ def image(channels, dtype, size=28):
 
 def with_tile(conv, index: str, split: int = 1) -> None:
     """Chooses the tile of this place in its table, whatever the problem."""
-    conv.tiles.choose_tile = lambda precision, device, *_: conv.tiles.TILES[precision][device.arch][
-        int(index)
-    ]
-    conv.tiles.choose_splits = lambda *_: split
+    conv.tiles.choose_tile = lambda precision, device, *_, **__: conv.tiles.TILES[precision][
+        device.arch
+    ][int(index)]
+    conv.tiles.choose_splits = lambda *_, **__: split
 
 
 def arithmetic(word: str) -> tuple[str, int]:

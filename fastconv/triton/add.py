@@ -73,7 +73,7 @@ def _add(y, a, b, activation, gradient) -> None:
     launch(
         add_strided, (cdiv(n * p * q, bm) * cdiv(c, bc),), y, a, b, y, n, c // by, p, q,
         *strides(a, by), *strides(b, by), *strides(y, by),
-        UNIT=by, ACTIVATION=activation, GRADIENT=gradient, WIDE=is_wide((p, q)), BM=bm, BC=bc,
+        UNIT=by, ACTIVATION=activation, GRADIENT=gradient, WIDE=is_wide(n, (p, q)), BM=bm, BC=bc,
         num_warps=4,
     )  # fmt: skip
 

@@ -2,26 +2,27 @@
 
 The incoming gradient is read transposed by its pointers, as `tl.trans` of a loaded tile would stop
 asynchronous copies on sm_80. A step is a rectangle of BP x BQ outputs, whose offsets are made once;
-the outputs are cut into splits whose sums are added in order (`split_k.py`).
+the outputs are cut into splits whose sums are added afterwards (`split_k.py`).
 """
 
 import triton
 import triton.language as tl
 
-from .language import offsets, product
+from .language import narrow, offsets, product
 
 
 @triton.jit
 def conv_weight_grad(
-    dy, x, partial, N, H, W, C, K, P, Q, R, S,
-    dy_n, dy_h, dy_w, dy_c, x_n, x_h, x_w, x_c,
+    dy, x, dw, N, H, W, C, K, P, Q, R, S,
+    dy_n, dy_h, dy_w, dy_c, x_n, x_h, x_w, x_c, dw_split, dw_k, dw_r, dw_s, dw_c,
     stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, steps_each,
-    DY_UNIT: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    DY_UNIT: tl.constexpr, UNIT: tl.constexpr, DW_UNIT: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BQ: tl.constexpr,
 ):  # fmt: skip
-    """partial[split, (k, r, s), c] = sum_{n,p,q} dy[n,p,q,k] x[n, p stride + r dil - pad, …, c].
+    """dw[split, k, c, r, s] = sum_{n,p,q} dy[n,p,q,k] x[n, p stride + r dil - pad, …, c].
 
-    C and K are channels of one group.
+    C and K are channels of one group. dw has a part for each split, or is the result of one; its
+    strides are in units of DW_UNIT, but for c's.
 
     Grid: tiles of K x tiles of C x R S; groups; splits.
     """
@@ -73,6 +74,7 @@ def conv_weight_grad(
         p0 = tl.where(wraps, 0, p0)
         n = tl.where(wraps, n + 1, n)
 
-    filters, taps = tl.num_programs(1) * K, R * S
-    row = ((group * K + k).to(tl.int64) * taps + tap) + tl.cast(split, tl.int64) * filters * taps
-    tl.store(partial + row[:, None] * C + c[None, :], acc, mask=k_in & c_in)
+    row = offsets(group * K + k, r, s, dw_k, dw_r, dw_s, DW_UNIT)
+    row += tl.cast(split, tl.int64) * dw_split * DW_UNIT
+    places = dw + row[:, None] + (c * tl.cast(dw_c, tl.int64))[None, :]
+    tl.store(places, narrow(acc, dw.dtype.element_ty), mask=k_in & c_in)

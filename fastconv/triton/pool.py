@@ -136,4 +136,4 @@ def _pairs(window):
 
 def _wide(x, y, window) -> bool:
     (h, w), (pad_h, pad_w) = x.shape[2:], window[4:6]
-    return is_wide((h + 2 * pad_h, w + 2 * pad_w), y.shape[2:])
+    return is_wide(x.shape[0], (h + 2 * pad_h, w + 2 * pad_w), y.shape[2:])
