@@ -187,11 +187,11 @@ def planar(conv, pool, math, tile, fused=None):
     conv.conv2d_input_grad(torch.empty_like(x), x, w, 28, 28, *window, code)
 
 
-def split(conv, pool, size, math, tile):
+def split(conv, pool, size, math, tile, channels="1024"):
     """Partial sums, and the kernel that adds them."""
-    (dtype, code), k = arithmetic(math), int(size)
+    (dtype, code), k, c = arithmetic(math), int(size), int(channels)
     with_tile(conv, tile, 4)
-    x, w = image(128, dtype), torch.empty(128, 128, k, k, dtype=DTYPES[dtype])
+    x, w = image(c, dtype, 7), torch.empty(c, c, k, k, dtype=DTYPES[dtype])
     window = (1, 1, *[k // 2] * 4, 1, 1, 1)
     conv.conv2d(torch.empty_like(x), x, w, None, x, *window, 1, code)
 
@@ -290,11 +290,30 @@ def window(conv, pool, dtype, numbers):
     pool.adaptive_avg_pool2d_grad(x, y, h, w)
 
 
+def wide(conv, pool, dtype):
+    """Views over one value of more pixels than 32 bits count."""
+    side, pooled, same = 66000, (2, 3, 1, 2, 1, 1), (1, 1, 0, 0, 0, 0, 1, 1, 1)
+    one, w = torch.empty(1, dtype=DTYPES[dtype]), torch.empty(3, 2, 1, 3, dtype=DTYPES[dtype])
+    x, y = one.expand(1, 2, side, side), one.expand(1, 3, side, side - 2)
+    conv.conv2d(y, x, w, None, y, *same, 1, 0)
+    conv.conv2d_input_grad(x, y, w, side, side, *same, 0)
+    conv.conv2d_weight_grad(w, x, y, 1, 3, *same, 0)
+    conv.conv2d_bias_grad(w[:, 0, 0, 0].clone(), y)
+    y = one.expand(1, 2, side + 1, side // 2)
+    index = torch.empty(1, dtype=torch.int64).expand_as(y)
+    pool.max_pool2d_window((y, index), x, *pooled, 1, 1, 0)
+    pool.max_pool2d_grad(x, y, index, side, side, *pooled, 1, 1)
+    pool.max_pool2d_gather(y, x, index, side, side, *pooled, 1, 1)
+    pool.avg_pool2d(y, x, *pooled, 0, 1, 0)
+    pool.avg_pool2d_grad(x, y, side, side, *pooled, 0, 1, 0)
+    pool.adaptive_avg_pool2d(y, x, *y.shape[2:])
+
+
 CASES = {
     function.__name__: function
     for function in (
         forward, planar, split, stem, input_grad, weight_grad, depthwise, pools, adds, problem,
-        window,
+        window, wide,
     )
 }  # fmt: skip
 

@@ -17,13 +17,15 @@ def conv_depthwise(
     x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c, residual_n, residual_h, residual_w, residual_c,
     stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, common_h, inverse_h, common_w, inverse_w,
     UNIT: tl.constexpr, Y_UNIT: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    FIRST_R: tl.constexpr, FIRST_S: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     IN: tl.constexpr, OUT: tl.constexpr, GRADIENT: tl.constexpr, WIDE: tl.constexpr,
     ACTIVATION: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """y[n,p,q,k] = act(sum_{r,s,i} x[n, …, (k / OUT) IN + i] w[r,s,i,k] + bias[k] + residual).
 
     K counts the channels of y in all groups; a group reads IN channels and makes OUT. GRADIENT: x
-    is the output's gradient, y the input's, as in `conv_implicit_gemm`.
+    is the output's gradient, y the input's, as in `conv_implicit_gemm`, with FIRST_R x FIRST_S taps
+    of a phase at most; ROWS x COLUMNS of them are read at once.
 
     Grid: tiles of outputs x tiles of K; 1; phases.
     """
@@ -56,20 +58,24 @@ def conv_depthwise(
     columns_in = k < K
     channel = (k // OUT * IN).to(tl.int64) * x_c
     row = x + offsets(n, h, wide, x_n, x_h, x_w, UNIT)
+    places = row[:, None] + channel[None, :]
     acc = tl.zeros((BM, BC), tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32)
-    for r in range(taps_r):
-        at_h = h + r * move_h
-        row_in = valid & (at_h >= 0) & (at_h < H)
-        for s in range(taps_s):
-            at_w = wide + s * move_w
-            reads = (row_in & (at_w >= 0) & (at_w < W))[:, None] & columns_in[None, :]
-            at = offsets(0, r * move_h, s * move_w, 0, x_h, x_w, UNIT)
-            tap = (first_r + r * next_r) * S + first_s + s * next_s
-            for i in tl.static_range(IN):
-                places = (row + at)[:, None] + (channel + i * x_c)[None, :]
-                a = widen(tl.load(places, mask=reads, other=0.0))
-                b = widen(tl.load(w + (tap * IN + i) * K + k, mask=columns_in, other=0.0))
-                acc += a * b[None, :]
+    for r0 in range(0, FIRST_R, ROWS):
+        for s0 in range(0, FIRST_S, COLUMNS):
+            for j in tl.static_range(ROWS * COLUMNS):  # loads under way together
+                r, s = r0 + j // COLUMNS, s0 + j % COLUMNS
+                at_h, at_w = h + r * move_h, wide + s * move_w
+                reads = valid & (at_h >= 0) & (at_h < H) & (at_w >= 0) & (at_w < W)
+                exists = columns_in
+                if GRADIENT:  # a phase may have fewer taps
+                    exists = columns_in & ((r < taps_r) & (s < taps_s))
+                reads = reads[:, None] & exists[None, :]
+                at = offsets(0, r * move_h, s * move_w, 0, x_h, x_w, UNIT)
+                tap = (first_r + r * next_r) * S + first_s + s * next_s
+                for i in tl.static_range(IN):
+                    a = widen(tl.load(places + (at + i * x_c), mask=reads, other=0.0))
+                    b = widen(tl.load(w + (tap * IN + i) * K + k, mask=exists, other=0.0))
+                    acc += a * b[None, :]
     store_outputs(
         acc, y, bias, residual,
         offsets(n, p, q, y_n, y_h, y_w, Y_UNIT), y_c,

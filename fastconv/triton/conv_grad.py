@@ -122,6 +122,8 @@ def _weight_grad(p, x, dy, dw) -> None:
     tile = tiles.choose_tile(
         precision, device, k, c, p.N * p.P * p.Q, largest, taps * p.G, is_split=True
     )
+    if odd:
+        tile = tile._replace(BK=min(tile.BK, tiles.RAGGED_STEP))
     bq = tiles.power_of_two(4, p.Q, min(32, tile.BK))
     bp = tile.BK // bq
     blocks, steps = cdiv(k, tile.BM) * cdiv(c, tile.BN), p.N * cdiv(p.P, bp) * cdiv(p.Q, bq)

@@ -15,13 +15,14 @@ from .language import narrow, offsets, outputs_at, widen
 def max_pool(
     x, y, index, N, C, H, W, P, Q,
     x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c, index_n, index_h, index_w, index_c,
-    R, S, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,
-    UNIT: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr, STEP: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr,
+    pad_h, pad_w, R: tl.constexpr, S: tl.constexpr,
+    stride_h: tl.constexpr, stride_w: tl.constexpr, dil_h: tl.constexpr, dil_w: tl.constexpr,
+    UNIT: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """y[n,p,q,c] = max over r, s of x[n, p stride + r dil - pad, …, c]; NaN wins, else the first.
 
-    STEP taps of a row at once. Grid: tiles of outputs x tiles of C.
+    ROWS x COLUMNS taps at once, which divide R x S. Grid: tiles of outputs x tiles of C.
     """
     C = C * UNIT
     tiles = tl.cdiv(C, BC)
@@ -29,7 +30,6 @@ def max_pool(
     c = tl.program_id(0) % tiles * BC + tl.arange(0, BC)
     valid, columns_in = n < N, c < C
     h, w = p * stride_h - pad_h, q * stride_w - pad_w
-    columns = tl.minimum(W - w, S * dil_w)  # of the window, up to the input's edge
     row = x + offsets(n, h, w, x_n, x_h, x_w, UNIT)
     places = row[:, None] + (c * tl.cast(x_c, tl.int64))[None, :]
     # Maxima of half types need no conversion, except bfloat16's, which tl.maximum widens.
@@ -42,14 +42,12 @@ def max_pool(
     first_r = tl.maximum((dil_h - 1 - h) // dil_h, 0)
     first_s = tl.maximum((dil_w - 1 - w) // dil_w, 0)
     tap = tl.zeros((BM, BC), tl.int32) + (first_r * S + first_s).to(tl.int32)[:, None]
-    for r in range(R):
-        at_h = h + r * dil_h
-        row_in = valid & (at_h >= 0) & (at_h < H)
-        for s0 in range(0, S, STEP):
-            for ds in tl.static_range(STEP):  # loads under way together
-                s = s0 + ds
-                across = s * dil_w
-                reads = row_in & (across >= -w) & (across < columns)
+    for r0 in range(0, R, ROWS):
+        for s0 in range(0, S, COLUMNS):
+            for i in tl.static_range(ROWS * COLUMNS):  # loads under way together
+                r, s = r0 + i // COLUMNS, s0 + i % COLUMNS
+                at_h, at_w = h + r * dil_h, w + s * dil_w
+                reads = valid & (at_h >= 0) & (at_h < H) & (at_w >= 0) & (at_w < W)
                 reads = reads[:, None] & columns_in[None, :]
                 at = offsets(0, r * dil_h, s * dil_w, 0, x_h, x_w, UNIT)
                 value = tl.load(places + at, mask=reads, other=float("-inf"))
@@ -81,13 +79,16 @@ def max_pool(
 def max_pool_grad(
     dy, index, dx, N, C, H, W, P, Q,
     dy_n, dy_h, dy_w, dy_c, index_n, index_h, index_w, index_c, dx_n, dx_h, dx_w, dx_c,
-    R, S, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, windows_h, windows_w,
-    UNIT: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr,
+    pad_h, pad_w, R: tl.constexpr, S: tl.constexpr,
+    stride_h: tl.constexpr, stride_w: tl.constexpr, dil_h: tl.constexpr, dil_w: tl.constexpr,
+    windows_h: tl.constexpr, windows_w: tl.constexpr,
+    UNIT: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """dx[n,h,w,c] = the sum of dy over the windows whose index says (h, w).
 
-    At most windows_h x windows_w windows cover an input. Grid: tiles of inputs x tiles of C.
+    At most windows_h x windows_w windows cover an input, ROWS x COLUMNS of them are read at once.
+    Grid: tiles of inputs x tiles of C.
     """
     C = C * UNIT
     tiles = tl.cdiv(C, BC)
@@ -95,25 +96,30 @@ def max_pool_grad(
     c = (tl.program_id(0) % tiles * BC + tl.arange(0, BC)).to(tl.int64)
     valid, columns_in = n < N, c < C
     acc = tl.zeros((BM, BC), tl.float64 if dx.dtype.element_ty == tl.float64 else tl.float32)
-    for i in range(windows_h):
-        p = (h + pad_h) // stride_h - i
-        r = h + pad_h - p * stride_h
-        row_in = valid & (p >= 0) & (p < P) & (r % dil_h == 0) & (r // dil_h < R)
-        for j in range(windows_w):
-            q = (w + pad_w) // stride_w - j
-            s = w + pad_w - q * stride_w
-            reads = row_in & (q >= 0) & (q < Q) & (s % dil_w == 0) & (s // dil_w < S)
-            reads = reads[:, None] & columns_in[None, :]
-            row = index + offsets(n, p, q, index_n, index_h, index_w, UNIT)
-            found = tl.load(row[:, None] + (c * index_c)[None, :], mask=reads, other=0)
-            if INDEX == 2:
-                here = h.to(tl.int64) * W + w
-            else:
-                here = (r // dil_h * S + s // dil_w).to(tl.int32)
-                found = found.to(tl.int32)
-            row = dy + offsets(n, p, q, dy_n, dy_h, dy_w, UNIT)
-            value = widen(tl.load(row[:, None] + (c * dy_c)[None, :], mask=reads, other=0.0))
-            acc += tl.where(reads & (found == here[:, None]), value, 0.0)
+    last_p, last_q = (h + pad_h) // stride_h, (w + pad_w) // stride_w
+    first_r, first_s = h + pad_h - last_p * stride_h, w + pad_w - last_q * stride_w
+    row = index + offsets(n, last_p, last_q, index_n, index_h, index_w, UNIT)
+    indices = row[:, None] + (c * index_c)[None, :]
+    row = dy + offsets(n, last_p, last_q, dy_n, dy_h, dy_w, UNIT)
+    values = row[:, None] + (c * dy_c)[None, :]
+    for i0 in range(0, windows_h, ROWS):
+        for j0 in range(0, windows_w, COLUMNS):
+            for k in tl.static_range(ROWS * COLUMNS):  # loads under way together
+                i, j = i0 + k // COLUMNS, j0 + k % COLUMNS
+                p, r, q, s = last_p - i, first_r + i * stride_h, last_q - j, first_s + j * stride_w
+                reads = valid & (p >= 0) & (p < P) & (r % dil_h == 0) & (r // dil_h < R)
+                reads = reads & (q >= 0) & (q < Q) & (s % dil_w == 0) & (s // dil_w < S)
+                reads = reads[:, None] & columns_in[None, :]
+                at = offsets(0, -i, -j, 0, index_h, index_w, UNIT)
+                found = tl.load(indices + at, mask=reads, other=0)
+                if INDEX == 2:
+                    here = h.to(tl.int64) * W + w
+                else:
+                    here = (r // dil_h * S + s // dil_w).to(tl.int32)
+                    found = found.to(tl.int32)
+                at = offsets(0, -i, -j, 0, dy_h, dy_w, UNIT)
+                value = widen(tl.load(values + at, mask=reads, other=0.0))
+                acc += tl.where(found == here[:, None], value, 0.0)  # 0 where not read
     row = dx + offsets(n, h, w, dx_n, dx_h, dx_w, UNIT)
     places = row[:, None] + (c * dx_c)[None, :]
     inside = valid[:, None] & columns_in[None, :]

@@ -78,7 +78,7 @@ INTERPRETED = (Tile(128, 128, 128, 4, 2, 0, 0), Tile(64, 32, 64, 4, 2, 0, 0))
 # Outputs and channels of a block of the kernels without tensor cores: 16 bytes of a half type per
 # thread where channels are innermost, neighbouring outputs per warp where columns are.
 CHANNELS_INNERMOST = (16, 64)
-COLUMNS_INNERMOST = (256, 4)
+COLUMNS_INNERMOST = (512, 1)
 INTERPRETED_BLOCK = (256, 16)
 # Bytes that a block of the bias gradient has under way, 64 a thread: four blocks on each of an
 # H100's multiprocessors ask for 4.3 MB at once, and 3.35 TB/s are 2.3 MB in 700 ns (computed). And
@@ -89,7 +89,9 @@ SUMS, SUM_COLUMNS, INTERPRETED_SUMS = 1024, 64, 1 << 15
 
 # The most outputs of a tile, BM x BN, by what else wants registers in the epilogue.
 PLAIN, CROWDED, RAGGED = 128 * 128, 128 * 64, 64 * 64
+RAGGED_STEP = 16  # of operands that are read one by one, in registers: of 64, 80 bytes were spilled
 
+MOST_TAPS = 9  # unrolled: the 9 loads of 3 x 3; more would not fit 64 registers
 LEAST_STEPS = 8  # of a split, beside which the pipeline's first steps and the partial sum are small
 
 
@@ -167,6 +169,10 @@ def choose_sums(planes: int, plane: int, width: int, splits: int, device: Device
     return at_once, rows, columns
 
 
-def taps_at_once(taps: int) -> int:
-    """How many loads of a window's row are under way together in kernels bound by memory."""
-    return taps if taps <= 5 else 4
+def taps_at_once(rows: int, columns: int, each: int = 1) -> dict[str, int]:
+    """ROWS and COLUMNS of a window's taps that are under way together in kernels bound by memory,
+    with `each` loads: all of a small window, a row of a large one or a part that divides it."""
+    if rows * columns * each <= MOST_TAPS:
+        return {"ROWS": rows, "COLUMNS": columns}
+    most = max(1, min(columns, MOST_TAPS // each))
+    return {"ROWS": 1, "COLUMNS": next(n for n in range(most, 0, -1) if columns % n == 0)}
