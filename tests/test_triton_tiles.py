@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from fastconv.triton import conv, conv_grad, sums, tiles  # noqa: E402
+from fastconv.triton import conv, conv_grad, launch, sums, tiles  # noqa: E402
 
 DEVICES = {"A100": tiles.Device(80, 108), "H100": tiles.Device(90, 132)}
 # N, C, size, K, kernel, stride: of ResNet-50, VGG 16 and GoogLeNet at batch 32.
@@ -109,3 +109,10 @@ def test_input_gradients_in_half_types_read_the_weights_as_they_lie(dtype, copie
     x, w = half(2, 64, 14, 14).to(dtype), half(64, 64, 3, 3).to(dtype)
     conv.conv2d_input_grad(x, x, w, 14, 14, 1, 1, *[1] * 4, 1, 1, 1, 0)
     assert launched[0][2]["W_BY_DEPTH"] == copies
+
+
+def test_a_parameter_is_launched_on_its_device(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: tensor)
+    for tensor in (torch.ones(1), torch.nn.Parameter(torch.ones(1))):
+        assert launch._on(tensor) is tensor

@@ -122,7 +122,8 @@ def compile_cases(arch: int, names: list[str]) -> list[dict]:
 
     def compile_only(self, *args, grid, warmup, **options):
         kernel = run(self, *args, grid=grid, warmup=True, **options)
-        made.append(facts(self.fn.__name__, kernel.asm["cubin"], kernel.metadata.shared))
+        name, shared = self.fn.__name__, kernel.metadata.shared
+        made.append({"hash": kernel.hash, **facts(name, kernel.asm["cubin"], shared)})
         return kernel
 
     triton.runtime.JITFunction.run = compile_only
@@ -290,6 +291,19 @@ def window(conv, pool, dtype, numbers):
     pool.adaptive_avg_pool2d_grad(x, y, h, w)
 
 
+def sizes(conv, pool, dtype):
+    """Layers that differ in sizes alone."""
+    for channels, size, tile in ((64, 28, "2"), (192, 15, "2"), (448, 31, "2")):
+        with_tile(conv, tile, 2)
+        x, pad = image(channels, dtype, size), (1, 1, 1, 1)
+        w, half = torch.empty(channels, channels, 3, 3, dtype=DTYPES[dtype]), (size + 1) // 2
+        y, window = image(channels, dtype, half), (2, 2, *pad, 1, 1, 1)
+        conv.conv2d(y, x, w, None, None, *window, 1, 0)
+        conv.conv2d_input_grad(x, y, w, size, size, *window, 0)
+        conv.conv2d_weight_grad(w, x, y, 3, 3, *window, 0)
+        pool.avg_pool2d(y, x, 3, 3, 2, 2, 1, 1, 0, 1, 0)
+
+
 def wide(conv, pool, dtype):
     """Views over one value of more pixels than 32 bits count."""
     side, pooled, same = 66000, (2, 3, 1, 2, 1, 1), (1, 1, 0, 0, 0, 0, 1, 1, 1)
@@ -313,7 +327,7 @@ CASES = {
     function.__name__: function
     for function in (
         forward, planar, split, stem, input_grad, weight_grad, depthwise, pools, adds, problem,
-        window, wide,
+        window, wide, sizes,
     )
 }  # fmt: skip
 

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from .epilogue import activate
-from .language import narrow, offsets, outputs_at, widen
+from .language import kernel, narrow, offsets, outputs_at, widen
 from .launch import block, cdiv, is_wide, launch, strides, unit
 
 
@@ -34,7 +34,7 @@ def add_dense(
     tl.store(y + at, narrow(result, y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@kernel
 def add_strided(
     a, b, y, N, C, P, Q, a_n, a_h, a_w, a_c, b_n, b_h, b_w, b_c, y_n, y_h, y_w, y_c,
     UNIT: tl.constexpr, ACTIVATION: tl.constexpr, GRADIENT: tl.constexpr, WIDE: tl.constexpr,

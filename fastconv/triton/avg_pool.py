@@ -7,7 +7,7 @@ at a time. The gradient gathers from the windows that cover an input.
 import triton
 import triton.language as tl
 
-from .language import narrow, offsets, outputs_at, widen
+from .language import kernel, narrow, offsets, outputs_at, widen
 
 
 @triton.jit
@@ -41,7 +41,7 @@ def divide(total, count_h, count_w, divisor, dtype: tl.constexpr, WIDE: tl.const
         return total / count
 
 
-@triton.jit
+@kernel
 def avg_pool(
     x, y, N, C, H, W, P, Q, x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c,
     pad_h, pad_w, divisor, R: tl.constexpr, S: tl.constexpr,
@@ -78,7 +78,7 @@ def avg_pool(
     tl.store(row[:, None] + (c * y_c)[None, :], narrow(mean, y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@kernel
 def avg_pool_large(
     x, y, C, H, W, P, Q, x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c,
     R, S, stride_h, stride_w, pad_h, pad_w, divisor,
@@ -107,7 +107,7 @@ def avg_pool_large(
     tl.store(at, narrow(mean, y.dtype.element_ty), mask=c < C)
 
 
-@triton.jit
+@kernel
 def avg_pool_grad(
     dy, dx, N, C, H, W, P, Q, dy_n, dy_h, dy_w, dy_c, dx_n, dx_h, dx_w, dx_c,
     pad_h, pad_w, divisor, R: tl.constexpr, S: tl.constexpr,

@@ -172,13 +172,14 @@ def _gemm(p, x, w, y, bias, residual, activation, algorithm, gradient, by_depth=
     if y_by * y.element_size() < 4:  # stored one by one
         largest = tiles.RAGGED
     tile = tiles.choose_tile(precision, device, outputs, channels, depth, largest, p.G * phases)
+    wide = is_wide(p.N, (p.H + p.pad_t + p.pad_b, p.W + p.pad_l + p.pad_r), (p.P, p.Q))
+    if wide:  # places of 64 bits would be spilled
+        tile = tile._replace(BM=max(16, tile.BM // 4))
     blocks, steps = cdiv(outputs, tile.BM) * cdiv(channels, tile.BN), cdiv(depth, tile.BK)
     steps *= p.R * p.S
     splits = 1 if phases > 1 else tiles.choose_splits(blocks * p.G, steps, device)
     each = cdiv(steps, splits)
     splits = cdiv(steps, each)
-    wide = is_wide(p.N, (p.H + p.pad_t + p.pad_b, p.W + p.pad_l + p.pad_r), (p.P, p.Q))
-
     out, epilogue, y_strides = y, (bias, residual), strides(y, y_by)
     if splits > 1:
         out = new_parts(y, splits, p.N * y.shape[2] * y.shape[3], channels * p.G)
@@ -222,16 +223,16 @@ def _planar_gemm(p, x, w, y, bias, residual, activation, by, by_depth=True) -> N
     )  # fmt: skip
     plane = height * width
     tile = tiles.choose_tile(precision, device_of(y), plane, channels, depth, tiles.PLAIN, n)
-    c_by = common_unit(16 // x.element_size(), depth)
+    c_by, k_by = (common_unit(16 // x.element_size(), size) for size in (depth, channels))
 
     def places(t):  # of n, h, w, c
         return (0, 0, 0, 0) if t is None else (t.stride(0) // by, 0, 0, t.stride(1) // by)
 
     launch(
         conv1x1, (cdiv(plane, tile.BM) * cdiv(channels, tile.BN), n, 1), y, x, w, y, bias, residual,
-        n, depth // c_by, channels, 1, plane // by, *places(x), *places(y), *places(residual),
-        w.shape[3] // w_by, 0, UNIT=by, Y_UNIT=by, C_UNIT=c_by, K_UNIT=1, W_UNIT=w_by,
-        W_BY_DEPTH=by_depth, PLANAR=True, SPLIT=False,
+        n, depth // c_by, channels // k_by, 1, plane // by, *places(x), *places(y),
+        *places(residual), w.shape[3] // w_by, 0, UNIT=by, Y_UNIT=by, C_UNIT=c_by, K_UNIT=k_by,
+        W_UNIT=w_by, W_BY_DEPTH=by_depth, PLANAR=True, SPLIT=False,
         EVEN_C=depth % tile.BK == 0, WIDE=False, PRECISION=precision, ACTIVATION=activation,
         BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

@@ -6,15 +6,14 @@ planes of pixels (NCHW), read and written as such; a tile stays within one image
 are next to each other.
 """
 
-import triton
 import triton.language as tl
 
 from .epilogue import store_outputs
-from .language import filters_at, load_filters, offsets, outputs_at, product
+from .language import filters_at, kernel, load_filters, offsets, outputs_at, product
 from .split_k import store_partial
 
 
-@triton.jit
+@kernel
 def conv1x1(
     x, w, y, bias, residual, N, C, K, P, Q,
     x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c, residual_n, residual_h, residual_w, residual_c,
@@ -69,7 +68,9 @@ def conv1x1(
         x_at = tl.cast(c0, tl.int64) * x_c
         c_in = depth < C - c0
         b = load_filters(w_tile + c0 * w_step, c_in, columns_in, EVEN_C, W_BY_DEPTH)
-        if PLANAR:
+        if PLANAR and EVEN_C:
+            a = tl.load(x_tile + x_at, mask=valid[:, None], other=0.0)
+        elif PLANAR:
             a = tl.load(x_tile + x_at, mask=valid[:, None] & c_in[None, :], other=0.0)
         elif EVEN_C:
             a = tl.load(x_tile + x_at)

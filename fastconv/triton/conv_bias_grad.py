@@ -4,14 +4,13 @@ dz is dy, or the gradient of an activation, made in the same pass. Pixels are wa
 evenly spaced ones, by counting: nothing is divided, and a step has several loads under way.
 """
 
-import triton
 import triton.language as tl
 
 from .add import combine
-from .language import narrow, offsets, widen
+from .language import kernel, narrow, offsets, widen
 
 
-@triton.jit
+@kernel
 def conv_bias_grad(
     dy, z, dz, partial, N, P, Q, K, dy_n, dy_h, dy_w, dy_c, z_n, z_h, z_w, z_c, dz_n, dz_h, dz_w,
     dz_c, steps_each, UNIT: tl.constexpr, PLANAR: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -37,10 +36,10 @@ def conv_bias_grad(
     dz_tile = dz + offsets(0, 0, place, 0, 0, dz_w, Q_UNIT)[:, None]
     dz_tile += offsets(0, 0, k, 0, 0, dz_c, C_UNIT)[None, :]
 
-    tiles = tl.cdiv(Q, BM)
-    begin = tl.cast(split, tl.int64) * steps_each
-    end = tl.minimum(begin + steps_each, tl.cast(N, tl.int64) * P * tiles)
-    q0, p, n = begin % tiles * BM, begin // tiles % P, begin // tiles // P
+    tiles = tl.cast(tl.cdiv(Q, BM), tl.int32)  # steps are fewer than 2^31: divisions of 32 bits
+    begin = split * steps_each
+    end = tl.minimum(begin + steps_each, N * P * tiles)
+    q0, p, n = tl.cast(begin % tiles, tl.int64) * BM, begin // tiles % P, begin // tiles // P
     acc = tl.zeros((BM, BC), partial.dtype.element_ty)
     for _ in range(begin, end):
         inside = (place < Q - q0)[:, None] & columns_in

@@ -4,14 +4,13 @@ A block computes BM outputs x BC channels without tensor cores: every channel mu
 its own, which lie next to each other in channels_last tensors.
 """
 
-import triton
 import triton.language as tl
 
 from .epilogue import store_outputs
-from .language import offsets, outputs_at, phase_of, widen
+from .language import kernel, offsets, outputs_at, phase_of, widen
 
 
-@triton.jit
+@kernel
 def conv_depthwise(
     x, w, y, bias, residual, N, H, W, K, P, Q,
     x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c, residual_n, residual_h, residual_w, residual_c,
@@ -84,7 +83,7 @@ def conv_depthwise(
     )  # fmt: skip
 
 
-@triton.jit
+@kernel
 def conv_depthwise_weight_grad(
     dy, x, partial, N, H, W, K, P, Q, R, S,
     dy_n, dy_h, dy_w, dy_c, x_n, x_h, x_w, x_c,

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .epilogue import store_outputs
-from .language import filters_at, load_filters, offsets, outputs_at, phase_of, product
+from .language import filters_at, kernel, load_filters, offsets, outputs_at, phase_of, product
 from .split_k import store_partial
 
 
@@ -31,7 +31,7 @@ def taps_inside(h, w, H, W, dil_h, dil_w, R: tl.constexpr, S: tl.constexpr):
     return inside
 
 
-@triton.jit
+@kernel
 def conv_implicit_gemm(
     x, w, y, bias, residual, N, H, W, C, K, P, Q,
     x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c, residual_n, residual_h, residual_w, residual_c,

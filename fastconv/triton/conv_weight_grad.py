@@ -5,13 +5,12 @@ asynchronous copies on sm_80. A step is a rectangle of BP x BQ outputs, whose of
 the outputs are cut into splits whose sums are added afterwards (`split_k.py`).
 """
 
-import triton
 import triton.language as tl
 
-from .language import narrow, offsets, product
+from .language import kernel, narrow, offsets, product
 
 
-@triton.jit
+@kernel
 def conv_weight_grad(
     dy, x, dw, N, H, W, C, K, P, Q, R, S,
     dy_n, dy_h, dy_w, dy_c, x_n, x_h, x_w, x_c, dw_split, dw_k, dw_r, dw_s, dw_c,
@@ -49,10 +48,9 @@ def conv_weight_grad(
     )  # [BP BQ, BN]
 
     tiles_p, tiles_q = tl.cdiv(P, BP), tl.cdiv(Q, BQ)
-    begin = tl.cast(split, tl.int64) * steps_each
-    end = tl.minimum(begin + steps_each, tl.cast(N, tl.int64) * tiles_p * tiles_q)
-    q0 = tl.cast(begin % tiles_q, tl.int32) * BQ
-    p0 = tl.cast(begin // tiles_q % tiles_p, tl.int32) * BP
+    begin = split * steps_each  # steps are fewer than 2^31
+    end = tl.minimum(begin + steps_each, N * tiles_p * tiles_q)
+    q0, p0 = begin % tiles_q * BQ, begin // tiles_q % tiles_p * BP
     n = begin // tiles_q // tiles_p
     acc = tl.zeros((BM, BN), tl.float64 if PRECISION == "f64" else tl.float32)
     for _ in range(begin, end):

@@ -4,10 +4,27 @@ Kernels compute in float32, or in float64 where they store it. Under TRITON_INTE
 converted by its bits, since the interpreter's own conversions and products of it are wrong.
 """
 
+import inspect
+import re
+
 import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+# Sizes, paddings and strides in units: what divides them says nothing of the width of a load, which
+# the UNITs do, so none is worth a compilation. A stride of channels is, where it is 1.
+PLAIN = re.compile(r"N|C|H|W|K|P|Q|D0|D1|D2|width|\w+_(n|p|q|h|w|k|r|s|0|1|2|split|far|tap|each)")
+KEPT = re.compile(r"(stride|dil|common|inverse)_\w+")  # mostly 1: what they multiply then goes
+
+
+def kernel(function):
+    """`triton.jit` of a kernel that one compilation serves at all sizes."""
+    names = inspect.signature(function).parameters.values()
+    names = [p.name for p in names if p.annotation is p.empty]
+    plain = [name for name in names if PLAIN.fullmatch(name) and not KEPT.fullmatch(name)]
+    return triton.jit(do_not_specialize=plain)(function)
 
 
 @triton.jit

@@ -5,13 +5,12 @@ plane (INDEX 2); without one (INDEX 0) the kernel is a chain of maxima. The grad
 input looks at the windows that cover it, so nothing is added atomically.
 """
 
-import triton
 import triton.language as tl
 
-from .language import narrow, offsets, outputs_at, widen
+from .language import kernel, narrow, offsets, outputs_at, widen
 
 
-@triton.jit
+@kernel
 def max_pool(
     x, y, index, N, C, H, W, P, Q,
     x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c, index_n, index_h, index_w, index_c,
@@ -75,7 +74,7 @@ def max_pool(
         tl.store(places, tap.to(index.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@kernel
 def max_pool_grad(
     dy, index, dx, N, C, H, W, P, Q,
     dy_n, dy_h, dy_w, dy_c, index_n, index_h, index_w, index_c, dx_n, dx_h, dx_w, dx_c,
@@ -126,7 +125,7 @@ def max_pool_grad(
     tl.store(places, narrow(acc, dx.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@kernel
 def max_pool_gather(
     x, index, y, N, C, H, W, P, Q,
     x_n, x_h, x_w, x_c, index_n, index_h, index_w, index_c, y_n, y_h, y_w, y_c,

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .epilogue import store_outputs
-from .language import offsets
+from .language import kernel, offsets
 
 
 @triton.jit
@@ -19,7 +19,7 @@ def store_partial(acc, partial, split, tile, rows, columns, width, columns_in, B
     tl.store(places, acc, mask=(row < rows)[:, None] & columns_in[None, :])
 
 
-@triton.jit
+@kernel
 def add_splits(
     partial, y, bias, residual, splits, D0, D1, D2, width, y_0, y_1, y_2, y_c,
     residual_0, residual_1, residual_2, residual_c,

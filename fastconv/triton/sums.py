@@ -29,7 +29,7 @@ def add_parts(parts, y, bias, residual, rows, places, residual_places, activatio
     widest = 16 // y.element_size()
     columns_first = places[3] == 1
     by = common_unit(widest, *places[:3], *residual_places[:3]) if columns_first else 1
-    width_by = common_unit(4, width)
+    width_by = common_unit(max(widest, 4), width)
     launch(
         add_splits, (rows[0] * cdiv(rows[1] * rows[2], bm) * cdiv(width, bn),), y, parts, y, bias,
         residual, splits, *rows, width // width_by, *(s // by for s in places[:3]), places[3],
