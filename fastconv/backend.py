@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import torch
 
 from . import _C
 
@@ -22,20 +25,37 @@ class _Choice(threading.local):
 _choice = _Choice()
 
 
+class _Traced(types.ModuleType):
+    """The choice as an attribute of a module: every torch.compile reads those, and compiles again
+    when one has another value. Of a `threading.local` torch 2.11 reads the class's attribute."""
+
+    @property
+    def name(self) -> str | None:
+        return _choice.name
+
+    @name.setter
+    def name(self, value: str | None) -> None:
+        _choice.name = value
+
+
+_traced = _Traced("choice")
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+
+
 def current_backend() -> str | None:
     """The backend that `backend` chose in this thread, or None: the one of the tensor's device."""
-    return _choice.name
+    return _traced.name if _is_dynamo_compiling() else _choice.name
 
 
 @contextmanager
 def chosen(name: str | None) -> Iterator[None]:
     """Within it the backend is `name`, which is not checked: for a backward pass in its thread."""
     before = current_backend()
-    _choice.name = name
+    _traced.name = name
     try:
         yield
     finally:
-        _choice.name = before
+        _traced.name = before
 
 
 def has_triton() -> bool:

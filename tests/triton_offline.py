@@ -114,7 +114,7 @@ def compile_cases(arch: int, names: list[str]) -> list[dict]:
     import triton
     from torch._library.triton import set_wrap_triton_enabled
 
-    from fastconv.triton import conv, launch, pool
+    from fastconv.triton import conv, conv_grad, launch, pool, sums
 
     offline(arch)
     made: list[dict] = []
@@ -122,11 +122,16 @@ def compile_cases(arch: int, names: list[str]) -> list[dict]:
 
     def compile_only(self, *args, grid, warmup, **options):
         kernel = run(self, *args, grid=grid, warmup=True, **options)
-        made.append(facts(self.fn.__name__, kernel.asm["cubin"], kernel.metadata.shared))
+        name, shared = self.fn.__name__, kernel.metadata.shared
+        made.append({"hash": kernel.hash, **facts(name, kernel.asm["cubin"], shared)})
         return kernel
 
     triton.runtime.JITFunction.run = compile_only
-    conv.device_of = lambda tensor: launch.Device(arch, SMS[arch])
+    for module in (conv, conv_grad, sums):
+        module.device_of = lambda tensor: launch.Device(arch, SMS[arch])
+    for name in ("weight_grad", "weight_bias_grad", "bias_grad"):
+        setattr(conv, f"conv2d_{name}", getattr(conv_grad, f"conv2d_{name}"))
+    conv.activation_bias_grad = conv_grad.activation_bias_grad
     found = []
     with set_wrap_triton_enabled(False):
         original = conv.tiles.choose_tile, conv.tiles.choose_splits
@@ -152,10 +157,10 @@ def image(channels, dtype, size=28):
 
 def with_tile(conv, index: str, split: int = 1) -> None:
     """Chooses the tile of this place in its table, whatever the problem."""
-    conv.tiles.choose_tile = lambda precision, device, *_: conv.tiles.TILES[precision][device.arch][
-        int(index)
-    ]
-    conv.tiles.choose_splits = lambda *_: split
+    conv.tiles.choose_tile = lambda precision, device, *_, **__: conv.tiles.TILES[precision][
+        device.arch
+    ][int(index)]
+    conv.tiles.choose_splits = lambda *_, **__: split
 
 
 def arithmetic(word: str) -> tuple[str, int]:
@@ -183,11 +188,11 @@ def planar(conv, pool, math, tile, fused=None):
     conv.conv2d_input_grad(torch.empty_like(x), x, w, 28, 28, *window, code)
 
 
-def split(conv, pool, size, math, tile):
+def split(conv, pool, size, math, tile, channels="1024"):
     """Partial sums, and the kernel that adds them."""
-    (dtype, code), k = arithmetic(math), int(size)
+    (dtype, code), k, c = arithmetic(math), int(size), int(channels)
     with_tile(conv, tile, 4)
-    x, w = image(128, dtype), torch.empty(128, 128, k, k, dtype=DTYPES[dtype])
+    x, w = image(c, dtype, 7), torch.empty(c, c, k, k, dtype=DTYPES[dtype])
     window = (1, 1, *[k // 2] * 4, 1, 1, 1)
     conv.conv2d(torch.empty_like(x), x, w, None, x, *window, 1, code)
 
@@ -286,11 +291,43 @@ def window(conv, pool, dtype, numbers):
     pool.adaptive_avg_pool2d_grad(x, y, h, w)
 
 
+def sizes(conv, pool, dtype):
+    """Layers that differ in sizes alone."""
+    for channels, size, tile in ((64, 28, "2"), (192, 15, "2"), (448, 31, "2")):
+        with_tile(conv, tile, 2)
+        x, pad = image(channels, dtype, size), (1, 1, 1, 1)
+        w, half = torch.empty(channels, channels, 3, 3, dtype=DTYPES[dtype]), (size + 1) // 2
+        y, window = image(channels, dtype, half), (2, 2, *pad, 1, 1, 1)
+        conv.conv2d(y, x, w, None, None, *window, 1, 0)
+        conv.conv2d_input_grad(x, y, w, size, size, *window, 0)
+        conv.conv2d_weight_grad(w, x, y, 3, 3, *window, 0)
+        pool.avg_pool2d(y, x, 3, 3, 2, 2, 1, 1, 0, 1, 0)
+
+
+def wide(conv, pool, dtype):
+    """Views over one value of more pixels than 32 bits count."""
+    side, pooled, same = 66000, (2, 3, 1, 2, 1, 1), (1, 1, 0, 0, 0, 0, 1, 1, 1)
+    one, w = torch.empty(1, dtype=DTYPES[dtype]), torch.empty(3, 2, 1, 3, dtype=DTYPES[dtype])
+    x, y = one.expand(1, 2, side, side), one.expand(1, 3, side, side - 2)
+    conv.conv2d(y, x, w, None, y, *same, 1, 0)
+    conv.conv2d_input_grad(x, y, w, side, side, *same, 0)
+    conv.conv2d_weight_grad(w, x, y, 1, 3, *same, 0)
+    conv.conv2d_bias_grad(w[:, 0, 0, 0].clone(), y)
+    y = one.expand(1, 2, side + 1, side // 2)
+    index = torch.empty(1, dtype=torch.int64).expand_as(y)
+    pool.max_pool2d_window((y, index), x, *pooled, 1, 1, 0)
+    pool.max_pool2d_grad(x, y, index, side, side, *pooled, 1, 1)
+    pool.max_pool2d_gather(y, x, index, side, side, *pooled, 1, 1)
+    pool.avg_pool2d(y, x, *pooled, 0, 1, 0)
+    pool.avg_pool2d_grad(x, y, side, side, *pooled, 0, 1, 0)
+    pool.adaptive_avg_pool2d(y, x, *y.shape[2:])
+
+
 CASES = {
     function.__name__: function
     for function in (
         forward, planar, split, stem, input_grad, weight_grad, depthwise, pools, adds, problem,
-        window,
+        window, wide, sizes,
     )
 }  # fmt: skip
 

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from .epilogue import activate
-from .language import narrow, outputs_at, widen
+from .language import kernel, narrow, offsets, outputs_at, widen
 from .launch import block, cdiv, is_wide, launch, strides, unit
 
 
@@ -34,27 +34,24 @@ def add_dense(
     tl.store(y + at, narrow(result, y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@kernel
 def add_strided(
     a, b, y, N, C, P, Q, a_n, a_h, a_w, a_c, b_n, b_h, b_w, b_c, y_n, y_h, y_w, y_c,
     UNIT: tl.constexpr, ACTIVATION: tl.constexpr, GRADIENT: tl.constexpr, WIDE: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Operands of any strides. Grid: tiles of pixels x tiles of C."""
-    a_n, a_h, a_w, C = a_n * UNIT, a_h * UNIT, a_w * UNIT, C * UNIT
-    b_n, b_h, b_w = b_n * UNIT, b_h * UNIT, b_w * UNIT
-    y_n, y_h, y_w = y_n * UNIT, y_h * UNIT, y_w * UNIT
+    C = C * UNIT
     tiles = tl.cdiv(C, BC)
     n, p, q = outputs_at(tl.program_id(0) // tiles, N, P, Q, BM, WIDE)
     c = (tl.program_id(0) % tiles * BC + tl.arange(0, BC)).to(tl.int64)
     inside = (n < N)[:, None] & (c < C)[None, :]
-    p, q = p.to(tl.int64), q.to(tl.int64)
-    row = a + n * a_n + p * a_h + q * a_w
+    row = a + offsets(n, p, q, a_n, a_h, a_w, UNIT)
     x = tl.load(row[:, None] + (c * a_c)[None, :], mask=inside)
-    row = b + n * b_n + p * b_h + q * b_w
+    row = b + offsets(n, p, q, b_n, b_h, b_w, UNIT)
     z = tl.load(row[:, None] + (c * b_c)[None, :], mask=inside)
     result = narrow(combine(widen(x), widen(z), ACTIVATION, GRADIENT), y.dtype.element_ty)
-    row = y + n * y_n + p * y_h + q * y_w
+    row = y + offsets(n, p, q, y_n, y_h, y_w, UNIT)
     tl.store(row[:, None] + (c * y_c)[None, :], result, mask=inside)
 
 
@@ -76,7 +73,7 @@ def _add(y, a, b, activation, gradient) -> None:
     launch(
         add_strided, (cdiv(n * p * q, bm) * cdiv(c, bc),), y, a, b, y, n, c // by, p, q,
         *strides(a, by), *strides(b, by), *strides(y, by),
-        UNIT=by, ACTIVATION=activation, GRADIENT=gradient, WIDE=is_wide((p, q)), BM=bm, BC=bc,
+        UNIT=by, ACTIVATION=activation, GRADIENT=gradient, WIDE=is_wide(n, (p, q)), BM=bm, BC=bc,
         num_warps=4,
     )  # fmt: skip
 

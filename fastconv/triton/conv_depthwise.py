@@ -4,34 +4,31 @@ A block computes BM outputs x BC channels without tensor cores: every channel mu
 its own, which lie next to each other in channels_last tensors.
 """
 
-import triton
 import triton.language as tl
 
 from .epilogue import store_outputs
-from .language import outputs_at, phase_of, widen
+from .language import kernel, offsets, outputs_at, phase_of, widen
 
 
-@triton.jit
+@kernel
 def conv_depthwise(
     x, w, y, bias, residual, N, H, W, K, P, Q,
     x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c, residual_n, residual_h, residual_w, residual_c,
     stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, common_h, inverse_h, common_w, inverse_w,
     UNIT: tl.constexpr, Y_UNIT: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    FIRST_R: tl.constexpr, FIRST_S: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     IN: tl.constexpr, OUT: tl.constexpr, GRADIENT: tl.constexpr, WIDE: tl.constexpr,
     ACTIVATION: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """y[n,p,q,k] = act(sum_{r,s,i} x[n, …, (k / OUT) IN + i] w[r,s,i,k] + bias[k] + residual).
 
     K counts the channels of y in all groups; a group reads IN channels and makes OUT. GRADIENT: x
-    is the output's gradient, y the input's, as in `conv_implicit_gemm`.
+    is the output's gradient, y the input's, as in `conv_implicit_gemm`, with FIRST_R x FIRST_S taps
+    of a phase at most; ROWS x COLUMNS of them are read at once.
 
     Grid: tiles of outputs x tiles of K; 1; phases.
     """
-    x_n, x_h, x_w = x_n * UNIT, x_h * UNIT, x_w * UNIT
-    y_n, y_h, y_w, K = y_n * Y_UNIT, y_h * Y_UNIT, y_w * Y_UNIT, K * Y_UNIT
-    residual_n, residual_h, residual_w = (
-        residual_n * Y_UNIT, residual_h * Y_UNIT, residual_w * Y_UNIT,
-    )  # fmt: skip
+    K = K * Y_UNIT
     tiles_k = tl.cdiv(K, BC)
     tile, phase = tl.program_id(0), tl.program_id(2)
     if GRADIENT:
@@ -59,31 +56,34 @@ def conv_depthwise(
     k = (tile % tiles_k) * BC + tl.arange(0, BC)
     columns_in = k < K
     channel = (k // OUT * IN).to(tl.int64) * x_c
-    row = x + n * x_n + h.to(tl.int64) * x_h + wide.to(tl.int64) * x_w
+    row = x + offsets(n, h, wide, x_n, x_h, x_w, UNIT)
+    places = row[:, None] + channel[None, :]
     acc = tl.zeros((BM, BC), tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32)
-    for r in range(taps_r):
-        at_h = h + r * move_h
-        row_in = valid & (at_h >= 0) & (at_h < H)
-        for s in range(taps_s):
-            at_w = wide + s * move_w
-            reads = (row_in & (at_w >= 0) & (at_w < W))[:, None] & columns_in[None, :]
-            at = tl.cast(r * move_h, tl.int64) * x_h + tl.cast(s * move_w, tl.int64) * x_w
-            tap = (first_r + r * next_r) * S + first_s + s * next_s
-            for i in tl.static_range(IN):
-                places = (row + at)[:, None] + (channel + i * x_c)[None, :]
-                a = widen(tl.load(places, mask=reads, other=0.0))
-                b = widen(tl.load(w + (tap * IN + i) * K + k, mask=columns_in, other=0.0))
-                acc += a * b[None, :]
-    p, q = p.to(tl.int64), q.to(tl.int64)
+    for r0 in range(0, FIRST_R, ROWS):
+        for s0 in range(0, FIRST_S, COLUMNS):
+            for j in tl.static_range(ROWS * COLUMNS):  # loads under way together
+                r, s = r0 + j // COLUMNS, s0 + j % COLUMNS
+                at_h, at_w = h + r * move_h, wide + s * move_w
+                reads = valid & (at_h >= 0) & (at_h < H) & (at_w >= 0) & (at_w < W)
+                exists = columns_in
+                if GRADIENT:  # a phase may have fewer taps
+                    exists = columns_in & ((r < taps_r) & (s < taps_s))
+                reads = reads[:, None] & exists[None, :]
+                at = offsets(0, r * move_h, s * move_w, 0, x_h, x_w, UNIT)
+                tap = (first_r + r * next_r) * S + first_s + s * next_s
+                for i in tl.static_range(IN):
+                    a = widen(tl.load(places + (at + i * x_c), mask=reads, other=0.0))
+                    b = widen(tl.load(w + (tap * IN + i) * K + k, mask=exists, other=0.0))
+                    acc += a * b[None, :]
     store_outputs(
         acc, y, bias, residual,
-        n * y_n + p * y_h + q * y_w, y_c,
-        n * residual_n + p * residual_h + q * residual_w, residual_c,
+        offsets(n, p, q, y_n, y_h, y_w, Y_UNIT), y_c,
+        offsets(n, p, q, residual_n, residual_h, residual_w, Y_UNIT), residual_c,
         k, valid, columns_in, ACTIVATION,
     )  # fmt: skip
 
 
-@triton.jit
+@kernel
 def conv_depthwise_weight_grad(
     dy, x, partial, N, H, W, K, P, Q, R, S,
     dy_n, dy_h, dy_w, dy_c, x_n, x_h, x_w, x_c,
@@ -95,8 +95,7 @@ def conv_depthwise_weight_grad(
 
     Grid: tiles of K x IN R S; 1; splits of the outputs.
     """
-    dy_n, dy_h, dy_w, K = dy_n * DY_UNIT, dy_h * DY_UNIT, dy_w * DY_UNIT, K * DY_UNIT
-    x_n, x_h, x_w = x_n * UNIT, x_h * UNIT, x_w * UNIT
+    K = K * DY_UNIT
     rows = IN * R * S
     tile, row, split = tl.program_id(0) // rows, tl.program_id(0) % rows, tl.program_id(2)
     r, s = row // S % R, row % S
@@ -112,11 +111,11 @@ def conv_depthwise_weight_grad(
         h, w = p * stride_h + r * dil_h - pad_h, q * stride_w + s * dil_w - pad_w
         reads = (n < N) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
         reads = reads[:, None] & columns_in[None, :]
-        at = n * dy_n + p.to(tl.int64) * dy_h + q.to(tl.int64) * dy_w
+        at = offsets(n, p, q, dy_n, dy_h, dy_w, DY_UNIT)
         a = tl.load(
             dy + at[:, None] + (k * tl.cast(dy_c, tl.int64))[None, :], mask=reads, other=0.0
         )
-        at = n * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w
+        at = offsets(n, h, w, x_n, x_h, x_w, UNIT)
         b = tl.load(x + at[:, None] + channel[None, :], mask=reads, other=0.0)
         acc += widen(a) * widen(b)
     place = partial + (tl.cast(split, tl.int64) * rows + row) * K + k

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .epilogue import store_outputs
-from .language import outputs_at, phase_of, product
+from .language import filters_at, kernel, load_filters, offsets, outputs_at, phase_of, product
 from .split_k import store_partial
 
 
@@ -31,30 +31,28 @@ def taps_inside(h, w, H, W, dil_h, dil_w, R: tl.constexpr, S: tl.constexpr):
     return inside
 
 
-@triton.jit
+@kernel
 def conv_implicit_gemm(
     x, w, y, bias, residual, N, H, W, C, K, P, Q,
     x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c, residual_n, residual_h, residual_w, residual_c,
     stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,
-    common_h, inverse_h, common_w, inverse_w, steps_each,
+    common_h, inverse_h, common_w, inverse_w, w_far, w_tap, steps_each,
     UNIT: tl.constexpr, Y_UNIT: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     FIRST_R: tl.constexpr, FIRST_S: tl.constexpr, GRADIENT: tl.constexpr, SPLIT: tl.constexpr,
-    EVEN_C: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, ACTIVATION: tl.constexpr,
+    W_UNIT: tl.constexpr, W_BY_DEPTH: tl.constexpr, EVEN_C: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr, ACTIVATION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Forward: y[n,p,q,k] = act(sum x[n, p stride + r dil - pad, …, c] w[k,r,s,c] + …).
 
     GRADIENT: H W C are those of the output's gradient (x here), P Q K those of the input's (y).
-    C and K are channels of one group; w is [K, R, S, C]. FIRST_R FIRST_S are the most taps of a
-    phase, R S those of w. SPLIT: y is [split, N P Q, K] of partial sums.
+    C and K are channels of one group; w is [K, R, S, C], or else [C, R, S, K], its strides w_far
+    w_tap in units of W_UNIT. FIRST_R FIRST_S are the most taps of a phase, R S those of w. SPLIT: y
+    is [split, N P Q, K] of partial sums.
 
     Grid: tiles of outputs x tiles of K; groups; phases, or splits of the depth.
     """
-    x_n, x_h, x_w, C = x_n * UNIT, x_h * UNIT, x_w * UNIT, C * UNIT
-    y_n, y_h, y_w, K = y_n * Y_UNIT, y_h * Y_UNIT, y_w * Y_UNIT, K * Y_UNIT
-    residual_n, residual_h, residual_w = (
-        residual_n * Y_UNIT, residual_h * Y_UNIT, residual_w * Y_UNIT,
-    )  # fmt: skip
+    C, K = C * UNIT, K * Y_UNIT
     tiles_k = tl.cdiv(K, BN)
     tile, group, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
 
@@ -89,12 +87,14 @@ def conv_implicit_gemm(
     depth = tl.arange(0, BK)
     k = (tile % tiles_k) * BN + tl.arange(0, BN)
     channel = group * C + depth
-    row = n * x_n + h.to(tl.int64) * x_h + wide.to(tl.int64) * x_w
+    row = offsets(n, h, wide, x_n, x_h, x_w, UNIT)
     x_tile = x + row[:, None] + (channel * tl.cast(x_c, tl.int64))[None, :]  # [BM, BK]
-    filters = (group * K + tl.minimum(k, K - 1)).to(tl.int64) * (R * S * C)
-    w_tile = w + filters[None, :] + depth[:, None]  # [BK, BN]
+    columns_in = k < K
+    w_tile = filters_at(w, group, depth, k, C, K, w_far, W_UNIT, W_BY_DEPTH)  # [BK, BN]
+    w_step = 1 if W_BY_DEPTH else tl.cast(w_far, tl.int64) * W_UNIT
 
-    step_h, step_w = tl.cast(move_h, tl.int64) * x_h, tl.cast(move_w, tl.int64) * x_w
+    step_h = tl.cast(move_h, tl.int64) * x_h * UNIT
+    step_w = tl.cast(move_w, tl.int64) * x_w * UNIT
     chunks = tl.cdiv(C, BK)
     begin, end = 0, taps_r * taps_s * chunks
     c0, r, s = 0, 0, 0
@@ -107,19 +107,18 @@ def conv_implicit_gemm(
     for _ in range(begin, end):
         tap = (first_r + r * next_r) * S + first_s + s * next_s
         x_at = r * step_h + s * step_w + tl.cast(c0, tl.int64) * x_c
-        w_at = tl.cast(tap, tl.int64) * C + c0
+        w_at = tl.cast(tap, tl.int64) * w_tap * W_UNIT + c0 * w_step
         if FIRST_R * FIRST_S <= 64:
             reads = (inside >> (r * FIRST_S + s)) & 1 != 0
         else:
             at_h, at_w = h + r * move_h, wide + s * move_w
             reads = valid & (at_h >= 0) & (at_h < H) & (at_w >= 0) & (at_w < W)
         reads = reads[:, None]
-        if EVEN_C:
-            a = tl.load(x_tile + x_at, mask=reads, other=0.0)
-            b = tl.load(w_tile + w_at)
-        else:
-            a = tl.load(x_tile + x_at, mask=reads & (depth < C - c0)[None, :], other=0.0)
-            b = tl.load(w_tile + w_at, mask=(depth < C - c0)[:, None], other=0.0)
+        c_in = depth < C - c0
+        if not EVEN_C:
+            reads &= c_in[None, :]
+        a = tl.load(x_tile + x_at, mask=reads, other=0.0)
+        b = load_filters(w_tile + w_at, c_in, columns_in, EVEN_C, W_BY_DEPTH)
         acc = product(a, b, acc, PRECISION)
         c0 += BK
         wraps = c0 >= C
@@ -129,17 +128,15 @@ def conv_implicit_gemm(
         s = tl.where(wraps, 0, s)
         r = tl.where(wraps, r + 1, r)
 
-    columns_in = k < K
     if SPLIT:
         store_partial(
             acc, y, part, tile // tiles_k, tl.cast(N, tl.int64) * P * Q, group * K + k,
             tl.num_programs(1) * K, columns_in, BM,
         )  # fmt: skip
     else:
-        p, q = p.to(tl.int64), q.to(tl.int64)
         store_outputs(
             acc, y, bias, residual,
-            n * y_n + p * y_h + q * y_w, y_c,
-            n * residual_n + p * residual_h + q * residual_w, residual_c,
+            offsets(n, p, q, y_n, y_h, y_w, Y_UNIT), y_c,
+            offsets(n, p, q, residual_n, residual_h, residual_w, Y_UNIT), residual_c,
             group * K + k, valid, columns_in, ACTIVATION,
         )  # fmt: skip

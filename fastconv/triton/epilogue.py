@@ -30,7 +30,7 @@ def store_outputs(
     if bias is not None:
         acc += widen(tl.load(bias + columns, mask=columns_in, other=0.0))[None, :]
     if residual is not None:
-        places = residual + residual_rows[:, None] + columns[None, :] * residual_c
+        places = residual + residual_rows[:, None] + columns.to(tl.int64)[None, :] * residual_c
         acc += widen(tl.load(places, mask=inside, other=0.0))
-    places = y + y_rows[:, None] + columns[None, :] * y_c
+    places = y + y_rows[:, None] + columns.to(tl.int64)[None, :] * y_c
     tl.store(places, narrow(activate(acc, ACTIVATION), y.dtype.element_ty), mask=inside)

@@ -4,10 +4,27 @@ Kernels compute in float32, or in float64 where they store it. Under TRITON_INTE
 converted by its bits, since the interpreter's own conversions and products of it are wrong.
 """
 
+import inspect
+import re
+
 import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+# Sizes, paddings and strides in units: what divides them says nothing of the width of a load, which
+# the UNITs do, so none is worth a compilation. A stride of channels is, where it is 1.
+PLAIN = re.compile(r"N|C|H|W|K|P|Q|D0|D1|D2|width|\w+_(n|p|q|h|w|k|r|s|0|1|2|split|far|tap|each)")
+KEPT = re.compile(r"(stride|dil|common|inverse)_\w+")  # mostly 1: what they multiply then goes
+
+
+def kernel(function):
+    """`triton.jit` of a kernel that one compilation serves at all sizes."""
+    names = inspect.signature(function).parameters.values()
+    names = [p.name for p in names if p.annotation is p.empty]
+    plain = [name for name in names if PLAIN.fullmatch(name) and not KEPT.fullmatch(name)]
+    return triton.jit(do_not_specialize=plain)(function)
 
 
 @triton.jit
@@ -63,21 +80,54 @@ def product(a, b, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def outputs_at(pid, N, P, Q, BM: tl.constexpr, WIDE: tl.constexpr):
-    """n (int64), p, q of outputs [BM], the batch outermost; n >= N past the last.
+def filters_at(
+    w, group, depth, k, C, K, far, UNIT: tl.constexpr, BY_DEPTH: tl.constexpr
+):  # fmt: skip
+    """Pointers [BK, BN] to weights of one tap: [K, R, S, C] BY_DEPTH, else [C, R, S, K]; `far` is
+    the stride of the first axis, in units of UNIT."""
+    if BY_DEPTH:  # past the last k those of another, which nobody stores
+        filters = offsets(0, 0, group * K + tl.minimum(k, K - 1), 0, 0, far, UNIT)
+        return w + filters[None, :] + depth[:, None]
+    else:
+        filters = offsets(0, 0, group * C + depth, 0, 0, far, UNIT)
+        return w + filters[:, None] + k[None, :]
 
-    WIDE where a plane, or its padded input, has 2^31 elements and more.
+
+@triton.jit
+def load_filters(places, c_in, k_in, EVEN_C: tl.constexpr, BY_DEPTH: tl.constexpr):
+    """Weights [BK, BN], 0 past the last c. A clamp of k would cost the wide loads along it."""
+    if BY_DEPTH and EVEN_C:
+        return tl.load(places)
+    elif BY_DEPTH:
+        return tl.load(places, mask=c_in[:, None], other=0.0)
+    elif EVEN_C:
+        return tl.load(places, mask=k_in[None, :], other=0.0)
+    else:
+        return tl.load(places, mask=c_in[:, None] & k_in[None, :], other=0.0)
+
+
+@triton.jit
+def outputs_at(pid, N, P, Q, BM: tl.constexpr, WIDE: tl.constexpr):
+    """n, p, q of outputs [BM], the batch outermost; n >= N past the last.
+
+    WIDE where there are 2^31 of them and more (`launch.is_wide`): divisions of int64 cost an NVIDIA
+    GPU some 100 instructions, of int32 20.
     """
-    plane = tl.cast(P, tl.int64) * Q
-    first = tl.cast(pid, tl.int64) * BM
-    image = first // plane
-    place = first - image * plane + tl.arange(0, BM)
-    if not WIDE:
-        place = place.to(tl.int32)
-        plane = tl.cast(plane, tl.int32)
-    n = image + place // plane
-    place = place % plane
-    return n, place // Q, place % Q
+    WORD: tl.constexpr = tl.int64 if WIDE else tl.int32
+    plane = tl.cast(P, WORD) * Q
+    place = tl.cast(pid, WORD) * BM + tl.arange(0, BM)
+    n = place // plane
+    place -= n * plane
+    p = place // Q
+    return n, p, place - p * Q
+
+
+@triton.jit
+def offsets(n, h, w, by_n, by_h, by_w, UNIT: tl.constexpr):
+    """Of pixels in a tensor, in elements; its strides are in units of UNIT of them. int64, as each
+    of these products may pass 2^31."""
+    at = tl.cast(n, tl.int64) * by_n + tl.cast(h, tl.int64) * by_h + tl.cast(w, tl.int64) * by_w
+    return at * UNIT
 
 
 @triton.jit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +25,7 @@ def launch(kernel, grid: tuple, tensor: Tensor, *args, **constants) -> None:
 
 
 def _on(tensor: Tensor):
-    if type(tensor) is Tensor and tensor.is_cuda:
+    if tensor.is_cuda and type(tensor) in (Tensor, torch.nn.Parameter):
         return torch.cuda.device_of(tensor)
     return contextlib.nullcontext()
 
@@ -60,7 +59,15 @@ def unit(tensor: Tensor | None, channels: int, *more: Tensor | None) -> int:
             s for s, size in zip((n, h, w), (t.shape[0], *t.shape[2:]), strict=True) if size > 1
         ]
     widest = 16 // (tensor if tensor is not None else more[0]).element_size()
-    return math.gcd(widest, *numbers)
+    return common_unit(widest, *numbers)
+
+
+def common_unit(widest: int, *numbers: int) -> int:
+    """The largest power of two, of at most `widest`, that divides all: by remainders, as symbolic
+    numbers stay symbolic so."""
+    while any(number % widest for number in numbers):
+        widest //= 2
+    return widest
 
 
 def plane_unit(strides: tuple[int, int], *tensors: Tensor | None) -> int:
@@ -80,7 +87,7 @@ def plane_unit(strides: tuple[int, int], *tensors: Tensor | None) -> int:
         if strides != (1, 1) or not dense or h * w >= 1 << 30:
             return 0
         numbers += [by_n if n > 1 else 0, by_c]
-    by = math.gcd(16 // size, *numbers)
+    by = common_unit(16 // size, *numbers)
     return by if by * size >= 8 else 0
 
 
@@ -99,9 +106,10 @@ def channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
-def is_wide(*sizes: Sequence[int]) -> int:
-    """Whether a plane of these (height, width) has more places than 32 bits count."""
-    return any(h * w >= 1 << 31 or h >= 1 << 30 or w >= 1 << 30 for h, w in sizes)
+def is_wide(n: int, *sizes: Sequence[int]) -> bool:
+    """Whether n planes of one of these (height, width), and a block more, are beyond 32 bits."""
+    most = (1 << 31) - (1 << 16)
+    return any(n * h * w >= most or h >= 1 << 30 or w >= 1 << 30 for h, w in sizes)
 
 
 def block(*operands: Tensor | None) -> tuple[int, int]:

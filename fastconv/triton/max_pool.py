@@ -5,34 +5,31 @@ plane (INDEX 2); without one (INDEX 0) the kernel is a chain of maxima. The grad
 input looks at the windows that cover it, so nothing is added atomically.
 """
 
-import triton
 import triton.language as tl
 
-from .language import narrow, outputs_at, widen
+from .language import kernel, narrow, offsets, outputs_at, widen
 
 
-@triton.jit
+@kernel
 def max_pool(
     x, y, index, N, C, H, W, P, Q,
     x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c, index_n, index_h, index_w, index_c,
-    R, S, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,
-    UNIT: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr, STEP: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr,
+    pad_h, pad_w, R: tl.constexpr, S: tl.constexpr,
+    stride_h: tl.constexpr, stride_w: tl.constexpr, dil_h: tl.constexpr, dil_w: tl.constexpr,
+    UNIT: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """y[n,p,q,c] = max over r, s of x[n, p stride + r dil - pad, …, c]; NaN wins, else the first.
 
-    STEP taps of a row at once. Grid: tiles of outputs x tiles of C.
+    ROWS x COLUMNS taps at once, which divide R x S. Grid: tiles of outputs x tiles of C.
     """
-    x_n, x_h, x_w, C = x_n * UNIT, x_h * UNIT, x_w * UNIT, C * UNIT
-    y_n, y_h, y_w = y_n * UNIT, y_h * UNIT, y_w * UNIT
-    index_n, index_h, index_w = index_n * UNIT, index_h * UNIT, index_w * UNIT
+    C = C * UNIT
     tiles = tl.cdiv(C, BC)
     n, p, q = outputs_at(tl.program_id(0) // tiles, N, P, Q, BM, WIDE)
     c = tl.program_id(0) % tiles * BC + tl.arange(0, BC)
     valid, columns_in = n < N, c < C
     h, w = p * stride_h - pad_h, q * stride_w - pad_w
-    columns = tl.minimum(W - w, S * dil_w)  # of the window, up to the input's edge
-    row = x + n * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w
+    row = x + offsets(n, h, w, x_n, x_h, x_w, UNIT)
     places = row[:, None] + (c * tl.cast(x_c, tl.int64))[None, :]
     # Maxima of half types need no conversion, except bfloat16's, which tl.maximum widens.
     WIDEN: tl.constexpr = INDEX != 0 or x.dtype.element_ty == tl.bfloat16
@@ -44,16 +41,14 @@ def max_pool(
     first_r = tl.maximum((dil_h - 1 - h) // dil_h, 0)
     first_s = tl.maximum((dil_w - 1 - w) // dil_w, 0)
     tap = tl.zeros((BM, BC), tl.int32) + (first_r * S + first_s).to(tl.int32)[:, None]
-    for r in range(R):
-        at_h = h + r * dil_h
-        row_in = valid & (at_h >= 0) & (at_h < H)
-        for s0 in range(0, S, STEP):
-            for ds in tl.static_range(STEP):  # loads under way together
-                s = s0 + ds
-                across = s * dil_w
-                reads = row_in & (across >= -w) & (across < columns)
+    for r0 in range(0, R, ROWS):
+        for s0 in range(0, S, COLUMNS):
+            for i in tl.static_range(ROWS * COLUMNS):  # loads under way together
+                r, s = r0 + i // COLUMNS, s0 + i % COLUMNS
+                at_h, at_w = h + r * dil_h, w + s * dil_w
+                reads = valid & (at_h >= 0) & (at_h < H) & (at_w >= 0) & (at_w < W)
                 reads = reads[:, None] & columns_in[None, :]
-                at = tl.cast(r * dil_h, tl.int64) * x_h + tl.cast(s * dil_w, tl.int64) * x_w
+                at = offsets(0, r * dil_h, s * dil_w, 0, x_h, x_w, UNIT)
                 value = tl.load(places + at, mask=reads, other=float("-inf"))
                 if WIDEN:
                     value = widen(value)
@@ -63,9 +58,8 @@ def max_pool(
                     wins = (value > best) | (value != value)
                     best = tl.where(wins, value, best)
                     tap = tl.where(wins, r * S + s, tap)
-    p, q = p.to(tl.int64), q.to(tl.int64)
     inside = valid[:, None] & columns_in[None, :]
-    row = y + n * y_n + p * y_h + q * y_w
+    row = y + offsets(n, p, q, y_n, y_h, y_w, UNIT)
     best = narrow(best, y.dtype.element_ty) if WIDEN else best
     tl.store(row[:, None] + (c * tl.cast(y_c, tl.int64))[None, :], best, mask=inside)
     if INDEX:
@@ -75,57 +69,63 @@ def max_pool(
             at_h = h.to(tl.int64)[:, None] + tap // S * dil_h
             tap = at_h * W + w[:, None] + tap % S * dil_w
         tap = tl.where(empty, 0, tap)
-        row = index + n * index_n + p * index_h + q * index_w
+        row = index + offsets(n, p, q, index_n, index_h, index_w, UNIT)
         places = row[:, None] + (c * tl.cast(index_c, tl.int64))[None, :]
         tl.store(places, tap.to(index.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@kernel
 def max_pool_grad(
     dy, index, dx, N, C, H, W, P, Q,
     dy_n, dy_h, dy_w, dy_c, index_n, index_h, index_w, index_c, dx_n, dx_h, dx_w, dx_c,
-    R, S, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, windows_h, windows_w,
-    UNIT: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr,
+    pad_h, pad_w, R: tl.constexpr, S: tl.constexpr,
+    stride_h: tl.constexpr, stride_w: tl.constexpr, dil_h: tl.constexpr, dil_w: tl.constexpr,
+    windows_h: tl.constexpr, windows_w: tl.constexpr,
+    UNIT: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """dx[n,h,w,c] = the sum of dy over the windows whose index says (h, w).
 
-    At most windows_h x windows_w windows cover an input. Grid: tiles of inputs x tiles of C.
+    At most windows_h x windows_w windows cover an input, ROWS x COLUMNS of them are read at once.
+    Grid: tiles of inputs x tiles of C.
     """
-    dy_n, dy_h, dy_w, C = dy_n * UNIT, dy_h * UNIT, dy_w * UNIT, C * UNIT
-    index_n, index_h, index_w = index_n * UNIT, index_h * UNIT, index_w * UNIT
-    dx_n, dx_h, dx_w = dx_n * UNIT, dx_h * UNIT, dx_w * UNIT
+    C = C * UNIT
     tiles = tl.cdiv(C, BC)
     n, h, w = outputs_at(tl.program_id(0) // tiles, N, H, W, BM, WIDE)
     c = (tl.program_id(0) % tiles * BC + tl.arange(0, BC)).to(tl.int64)
     valid, columns_in = n < N, c < C
     acc = tl.zeros((BM, BC), tl.float64 if dx.dtype.element_ty == tl.float64 else tl.float32)
-    for i in range(windows_h):
-        p = (h + pad_h) // stride_h - i
-        r = h + pad_h - p * stride_h
-        row_in = valid & (p >= 0) & (p < P) & (r % dil_h == 0) & (r // dil_h < R)
-        for j in range(windows_w):
-            q = (w + pad_w) // stride_w - j
-            s = w + pad_w - q * stride_w
-            reads = row_in & (q >= 0) & (q < Q) & (s % dil_w == 0) & (s // dil_w < S)
-            reads = reads[:, None] & columns_in[None, :]
-            row = index + n * index_n + p.to(tl.int64) * index_h + q.to(tl.int64) * index_w
-            found = tl.load(row[:, None] + (c * index_c)[None, :], mask=reads, other=0)
-            if INDEX == 2:
-                here = h.to(tl.int64) * W + w
-            else:
-                here = (r // dil_h * S + s // dil_w).to(tl.int32)
-                found = found.to(tl.int32)
-            row = dy + n * dy_n + p.to(tl.int64) * dy_h + q.to(tl.int64) * dy_w
-            value = widen(tl.load(row[:, None] + (c * dy_c)[None, :], mask=reads, other=0.0))
-            acc += tl.where(reads & (found == here[:, None]), value, 0.0)
-    row = dx + n * dx_n + h.to(tl.int64) * dx_h + w.to(tl.int64) * dx_w
+    last_p, last_q = (h + pad_h) // stride_h, (w + pad_w) // stride_w
+    first_r, first_s = h + pad_h - last_p * stride_h, w + pad_w - last_q * stride_w
+    row = index + offsets(n, last_p, last_q, index_n, index_h, index_w, UNIT)
+    indices = row[:, None] + (c * index_c)[None, :]
+    row = dy + offsets(n, last_p, last_q, dy_n, dy_h, dy_w, UNIT)
+    values = row[:, None] + (c * dy_c)[None, :]
+    for i0 in range(0, windows_h, ROWS):
+        for j0 in range(0, windows_w, COLUMNS):
+            for k in tl.static_range(ROWS * COLUMNS):  # loads under way together
+                i, j = i0 + k // COLUMNS, j0 + k % COLUMNS
+                p, r, q, s = last_p - i, first_r + i * stride_h, last_q - j, first_s + j * stride_w
+                reads = valid & (p >= 0) & (p < P) & (r % dil_h == 0) & (r // dil_h < R)
+                reads = reads & (q >= 0) & (q < Q) & (s % dil_w == 0) & (s // dil_w < S)
+                reads = reads[:, None] & columns_in[None, :]
+                at = offsets(0, -i, -j, 0, index_h, index_w, UNIT)
+                found = tl.load(indices + at, mask=reads, other=0)
+                if INDEX == 2:
+                    here = h.to(tl.int64) * W + w
+                else:
+                    here = (r // dil_h * S + s // dil_w).to(tl.int32)
+                    found = found.to(tl.int32)
+                at = offsets(0, -i, -j, 0, dy_h, dy_w, UNIT)
+                value = widen(tl.load(values + at, mask=reads, other=0.0))
+                acc += tl.where(found == here[:, None], value, 0.0)  # 0 where not read
+    row = dx + offsets(n, h, w, dx_n, dx_h, dx_w, UNIT)
     places = row[:, None] + (c * dx_c)[None, :]
     inside = valid[:, None] & columns_in[None, :]
     tl.store(places, narrow(acc, dx.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@kernel
 def max_pool_gather(
     x, index, y, N, C, H, W, P, Q,
     x_n, x_h, x_w, x_c, index_n, index_h, index_w, index_c, y_n, y_h, y_w, y_c,
@@ -137,15 +137,12 @@ def max_pool_gather(
 
     Grid: tiles of outputs x tiles of C.
     """
-    x_n, x_h, x_w, C = x_n * UNIT, x_h * UNIT, x_w * UNIT, C * UNIT
-    index_n, index_h, index_w = index_n * UNIT, index_h * UNIT, index_w * UNIT
-    y_n, y_h, y_w = y_n * UNIT, y_h * UNIT, y_w * UNIT
+    C = C * UNIT
     tiles = tl.cdiv(C, BC)
     n, p, q = outputs_at(tl.program_id(0) // tiles, N, P, Q, BM, WIDE)
     c = (tl.program_id(0) % tiles * BC + tl.arange(0, BC)).to(tl.int64)
     inside = (n < N)[:, None] & (c < C)[None, :]
-    p, q = p.to(tl.int64), q.to(tl.int64)
-    row = index + n * index_n + p * index_h + q * index_w
+    row = index + offsets(n, p, q, index_n, index_h, index_w, UNIT)
     found = tl.load(row[:, None] + (c * index_c)[None, :], mask=inside, other=0)
     if INDEX == 2:
         known = (found >= 0) & (found < tl.cast(H, tl.int64) * W)
@@ -155,7 +152,7 @@ def max_pool_gather(
         h = (p * stride_h - pad_h)[:, None] + found // S * dil_h
         w = (q * stride_w - pad_w)[:, None] + found % S * dil_w
         known = (h >= 0) & (h < H) & (w >= 0) & (w < W)
-    places = x + (n * x_n)[:, None] + h * x_h + w * x_w + (c * x_c)[None, :]
+    places = x + offsets(n[:, None], h, w, x_n, x_h, x_w, UNIT) + (c * x_c)[None, :]
     value = tl.load(places, mask=inside & known, other=0.0)
-    row = y + n * y_n + p * y_h + q * y_w
+    row = y + offsets(n, p, q, y_n, y_h, y_w, UNIT)
     tl.store(row[:, None] + (c * y_c)[None, :], value, mask=inside)

@@ -36,9 +36,9 @@ def _max_pool(x, y, index, settings) -> None:
     bm, bc = block(y, x, index)
     launch(
         max_pool, (cdiv(n * p * q, bm) * cdiv(c, bc),), x, x, y, index, n, c // by, *x.shape[2:],
-        p, q, *strides(x, by), *strides(y, by), *strides(index, by), *settings[:8],
-        UNIT=by, INDEX=_index_kind(index), WIDE=_wide(x, y, settings),
-        STEP=taps_at_once(settings[1]), BM=bm, BC=bc, num_warps=4,
+        p, q, *strides(x, by), *strides(y, by), *strides(index, by), *settings[4:6],
+        **_window(settings[:2], settings[2:4], settings[6:8]), **taps_at_once(*settings[:2]),
+        UNIT=by, INDEX=_index_kind(index), WIDE=_wide(x, y, settings), BM=bm, BC=bc, num_warps=4,
     )  # fmt: skip
 
 
@@ -51,8 +51,9 @@ def max_pool2d_grad(dx, grad, index, height, width, *window) -> None:
     launch(
         max_pool_grad, (cdiv(n * height * width, bm) * cdiv(c, bc),), grad, grad, index, dx,
         n, c // by, height, width, *grad.shape[2:], *strides(grad, by), *strides(index, by),
-        *strides(dx, by), *window, *cover,
-        UNIT=by, INDEX=_index_kind(index), WIDE=_wide(dx, grad, window), BM=bm, BC=bc, num_warps=4,
+        *strides(dx, by), *window[4:6], **_window(kernel, stride, dilation), **taps_at_once(*cover),
+        windows_h=cover[0], windows_w=cover[1], UNIT=by, INDEX=_index_kind(index),
+        WIDE=_wide(dx, grad, window), BM=bm, BC=bc, num_warps=4,
     )  # fmt: skip
 
 
@@ -100,12 +101,14 @@ def adaptive_avg_pool2d_grad(dx, grad, height, width) -> None:
 def _avg_pool(x, y, window, adaptive, count_pad, divisor) -> None:
     n, c, p, q = y.shape
     by = unit(x, c, y)
-    large = window[0] * window[1] >= LARGE
+    kernel, stride, pad = _pairs(window)
+    large = kernel[0] * kernel[1] >= LARGE
     bm, bc = block(x if large else y, y if large else x)
     places = (c // by, *x.shape[2:], p, q, *strides(x, by), *strides(y, by))
     constants = dict(
-        UNIT=by, ADAPTIVE=adaptive, COUNT_PAD=bool(count_pad), BM=bm, BC=bc, num_warps=4
-    )
+        UNIT=by, ADAPTIVE=adaptive, COUNT_PAD=bool(count_pad), BM=bm, BC=bc,
+        WIDE=_wide(x, y, window, adaptive), num_warps=4,
+    )  # fmt: skip
     if large:
         launch(
             avg_pool_large, (n * p * q * cdiv(c, bc),), x, x, y, *places, *window, divisor,
@@ -113,27 +116,36 @@ def _avg_pool(x, y, window, adaptive, count_pad, divisor) -> None:
         )  # fmt: skip
     else:
         launch(
-            avg_pool, (cdiv(n * p * q, bm) * cdiv(c, bc),), x, x, y, n, *places, *window, divisor,
-            WIDE=_wide(x, y, window), STEP=taps_at_once(window[1]), **constants,
+            avg_pool, (cdiv(n * p * q, bm) * cdiv(c, bc),), x, x, y, n, *places, *pad, divisor,
+            **_window(kernel, stride), **taps_at_once(*kernel), **constants,
         )  # fmt: skip
 
 
 def _avg_pool_grad(dy, dx, window, cover, adaptive, count_pad, divisor) -> None:
     n, c, h, w = dx.shape
     by = unit(dy, c, dx)
+    kernel, stride, pad = _pairs(window)
     bm, bc = block(dx, dy)
     launch(
         avg_pool_grad, (cdiv(n * h * w, bm) * cdiv(c, bc),), dy, dy, dx, n, c // by, h, w,
-        *dy.shape[2:], *strides(dy, by), *strides(dx, by), *window, divisor, *cover,
-        UNIT=by, ADAPTIVE=adaptive, COUNT_PAD=bool(count_pad), WIDE=_wide(dx, dy, window),
-        BM=bm, BC=bc, num_warps=4,
+        *dy.shape[2:], *strides(dy, by), *strides(dx, by), *pad, divisor,
+        **_window(kernel, stride), **taps_at_once(*cover), windows_h=cover[0], windows_w=cover[1],
+        UNIT=by, ADAPTIVE=adaptive, COUNT_PAD=bool(count_pad),
+        WIDE=_wide(dx, dy, window, adaptive), BM=bm, BC=bc, num_warps=4,
     )  # fmt: skip
+
+
+def _window(kernel, stride, dilation=None) -> dict[str, int]:
+    """A window's constexprs: its taps are unrolled, and nothing is divided by a variable."""
+    named = dict(R=kernel[0], S=kernel[1], stride_h=stride[0], stride_w=stride[1])
+    return named | (dict(dil_h=dilation[0], dil_w=dilation[1]) if dilation else {})
 
 
 def _pairs(window):
     return tuple(window[i : i + 2] for i in range(0, len(window), 2))
 
 
-def _wide(x, y, window) -> bool:
-    (h, w), (pad_h, pad_w) = x.shape[2:], window[4:6]
-    return is_wide((h + 2 * pad_h, w + 2 * pad_w), y.shape[2:])
+def _wide(x, y, window, adaptive=False) -> bool:
+    (n, _, h, w), (p, q), (pad_h, pad_w) = x.shape, y.shape[2:], window[4:6]
+    sides = ((h + 1, p + 1), (w + 1, q + 1)) if adaptive else ()  # multiplied by window_of
+    return is_wide(n, (h + 2 * pad_h, w + 2 * pad_w), (p, q)) or is_wide(1, *sides)

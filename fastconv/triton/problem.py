@@ -93,6 +93,15 @@ ROWS: dict[str, Callable[[ConvProblem, str], str | None]] = {
     "implicit_gemm": _refuse_implicit_gemm,
 }
 
+
+def problem_of(input, weight, output, window, precision) -> ConvProblem:
+    """That of three tensors; `window` is stride, pad (t, l, b, r), dilation, groups."""
+    return ConvProblem(
+        *input.shape, weight.shape[0], *weight.shape[2:], *output.shape[2:], *window,
+        input.dtype, precision,
+    )  # fmt: skip
+
+
 DIRECTIONS = (FORWARD, INPUT_GRAD, WEIGHT_GRAD)
 _ran: set[tuple[str, str]] = set()
 

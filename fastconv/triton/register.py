@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backend import NAMESPACES
 from ..ops.registry import OPS
-from . import add, conv, pool
+from . import add, conv, conv_grad, pool
 from .launch import INTERPRETING
 
 _library = torch.library.Library("fastconv_triton", "DEF")
@@ -19,7 +19,7 @@ _library = torch.library.Library("fastconv_triton", "DEF")
 def register() -> None:
     """Defines every op and its raw twin, once, and makes them a backend."""
     for name, op in OPS.items():
-        fill = next(getattr(m, name) for m in (conv, pool, add) if hasattr(m, name))
+        fill = next(getattr(m, name) for m in (conv, conv_grad, pool, add) if hasattr(m, name))
         _define(name, op.fake, fill)
     NAMESPACES["triton"] = "fastconv_triton"
     for op in OPS.values():
