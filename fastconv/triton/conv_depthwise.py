@@ -7,7 +7,7 @@ its own, which lie next to each other in channels_last tensors.
 import triton.language as tl
 
 from .epilogue import store_outputs
-from .language import kernel, offsets, outputs_at, phase_of, widen
+from .language import kernel, offsets, outputs_at, phase_of, phase_outputs_at, widen
 
 
 @kernel
@@ -42,16 +42,16 @@ def conv_depthwise(
         next_r, next_s = stride_h // common_h, stride_w // common_w
         move_h, move_w = -(dil_h // common_h), -(dil_w // common_w)
     else:
-        a_h, a_w, rows, columns = 0, 0, P, Q
         start_h, first_r, taps_r, next_r, move_h = -pad_h, 0, R, 1, dil_h
         start_w, first_s, taps_s, next_s, move_w = -pad_w, 0, S, 1, dil_w
 
-    n, p, q = outputs_at(tile // tiles_k, N, rows, columns, BM, WIDE)
-    valid = n < N
     if GRADIENT:
+        n, p, q, valid = phase_outputs_at(tile // tiles_k, N, rows, columns, BM, WIDE)
         h, wide = p + start_h, q + start_w
         p, q = a_h + p * stride_h, a_w + q * stride_w
     else:
+        n, p, q = outputs_at(tile // tiles_k, N, P, Q, BM, WIDE)
+        valid = n < N
         h, wide = p * stride_h + start_h, q * stride_w + start_w
     k = (tile % tiles_k) * BC + tl.arange(0, BC)
     columns_in = k < K

@@ -123,6 +123,14 @@ def outputs_at(pid, N, P, Q, BM: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
+def phase_outputs_at(pid, N, rows, columns, BM: tl.constexpr, WIDE: tl.constexpr):
+    """outputs_at of a stride phase, and which there are: a stride past the size leaves phases with
+    neither a row nor a column."""
+    n, p, q = outputs_at(pid, N, tl.maximum(rows, 1), tl.maximum(columns, 1), BM, WIDE)
+    return n, p, q, (n < N) & (rows > 0) & (columns > 0)
+
+
+@triton.jit
 def offsets(n, h, w, by_n, by_h, by_w, UNIT: tl.constexpr):
     """Of pixels in a tensor, in elements; its strides are in units of UNIT of them. int64, as each
     of these products may pass 2^31."""
