@@ -73,7 +73,7 @@ export FASTCONV_CUDA=1 FASTCONV_CUDA_ARCHS=${FASTCONV_CUDA_ARCHS:-$capability}
 started=$SECONDS # the build is part of the first step's nine minutes
 stamp=build/gpu.stamp
 state=$({ find csrc setup.py -type f -print0 | sort -z | xargs -0 sha256sum
-  echo "$FASTCONV_CUDA_ARCHS"; "$python" -c 'import sys, torch; print(sys.version, torch.__version__)'
+  echo "$FASTCONV_CUDA_ARCHS $FASTCONV_BUILD_ISAS"; "$python" -c 'import sys, torch; print(sys.version, torch.__version__)'
 } | sha256sum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
   rm -f "$stamp"
