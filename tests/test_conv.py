@@ -111,10 +111,10 @@ def test_weights_of_every_layout(case, layout, isa):
 def test_nothing_is_read_past_an_operand(case, layout, dtype):
     x, w, b, window = make(CASES[case], dtype, layout)
     truth = F.conv2d(x.double(), w.double(), b.double(), *window)
-    dy = LAYOUTS[layout](truth.to(dtype))
+    w, dy = LAYOUTS[layout](w), LAYOUTS[layout](truth.to(dtype))
     plain = gradients(fastconv.conv2d, x, w, b, window, dy)
     window_numbers = (*window[0], *(window[1] * 2), *window[2], window[3])
-    x, w, b, dy = (guarded(t) for t in (x, LAYOUTS[layout](w), b, dy))
+    x, w, b, dy = (guarded(t) for t in (x, w, b, dy))
     y = fastconv.conv2d(x, w, b, *window, residual=dy)
     assert torch.equal(y, fastconv.conv2d(x, w, b, *window, residual=dy.clone()))
     ops = torch.ops.fastconv

@@ -46,13 +46,13 @@ def conv_depthwise(
         start_w, first_s, taps_s, next_s, move_w = -pad_w, 0, S, 1, dil_w
 
     if GRADIENT:
-        n, p, q, valid = phase_outputs_at(tile // tiles_k, N, rows, columns, BM, WIDE)
+        n, p, q = phase_outputs_at(tile // tiles_k, N, rows, columns, BM, WIDE)
         h, wide = p + start_h, q + start_w
         p, q = a_h + p * stride_h, a_w + q * stride_w
     else:
         n, p, q = outputs_at(tile // tiles_k, N, P, Q, BM, WIDE)
-        valid = n < N
         h, wide = p * stride_h + start_h, q * stride_w + start_w
+    valid = n < N
     k = (tile % tiles_k) * BC + tl.arange(0, BC)
     columns_in = k < K
     channel = (k // OUT * IN).to(tl.int64) * x_c
@@ -67,7 +67,7 @@ def conv_depthwise(
                 reads = valid & (at_h >= 0) & (at_h < H) & (at_w >= 0) & (at_w < W)
                 exists = columns_in
                 if GRADIENT:  # a phase may have fewer taps
-                    exists = columns_in & ((r < taps_r) & (s < taps_s))
+                    exists = k < tl.where((r < taps_r) & (s < taps_s), K, 0)
                 reads = reads[:, None] & exists[None, :]
                 at = offsets(0, r * move_h, s * move_w, 0, x_h, x_w, UNIT)
                 tap = (first_r + r * next_r) * S + first_s + s * next_s

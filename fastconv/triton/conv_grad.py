@@ -72,6 +72,9 @@ def conv2d_weight_bias_grad(outputs, input, grad, kernel_h, kernel_w, *settings)
 
 def _bias_grad(db, grad, output, dz, activation) -> None:
     """db, the sum of grad; where an activation's `output` is given, of dz, which it makes."""
+    if grad.numel() == 0:
+        db.zero_()
+        return
     operands = (grad,) if output is None else (grad, output, dz)
     k, device = grad.shape[1], device_of(grad)
     planar = plane_unit((1, 1), *operands)

@@ -82,13 +82,13 @@ def conv_implicit_gemm(
         start_w, first_s, taps_s, next_s, move_w = -pad_w, 0, S, 1, dil_w
 
     if GRADIENT:
-        n, p, q, valid = phase_outputs_at(tile // tiles_k, N, rows, columns, BM, WIDE)
+        n, p, q = phase_outputs_at(tile // tiles_k, N, rows, columns, BM, WIDE)
         h, wide = p + start_h, q + start_w
         p, q = a_h + p * stride_h, a_w + q * stride_w
     else:
         n, p, q = outputs_at(tile // tiles_k, N, P, Q, BM, WIDE)
-        valid = n < N
         h, wide = p * stride_h + start_h, q * stride_w + start_w
+    valid = n < N
     if FIRST_R * FIRST_S <= 64:
         inside = taps_inside(h, wide, H, W, move_h, move_w, FIRST_R, FIRST_S)
         inside = tl.where(valid, inside, 0)

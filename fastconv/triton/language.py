@@ -124,10 +124,10 @@ def outputs_at(pid, N, P, Q, BM: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def phase_outputs_at(pid, N, rows, columns, BM: tl.constexpr, WIDE: tl.constexpr):
-    """outputs_at of a stride phase, and which there are: a stride past the size leaves phases with
-    neither a row nor a column."""
+    """outputs_at of a stride phase, which has neither a row nor a column where the stride is past
+    the size."""
     n, p, q = outputs_at(pid, N, tl.maximum(rows, 1), tl.maximum(columns, 1), BM, WIDE)
-    return n, p, q, (n < N) & (rows > 0) & (columns > 0)
+    return tl.where(tl.minimum(rows, columns) > 0, n, N), p, q
 
 
 @triton.jit
