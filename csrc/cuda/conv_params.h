@@ -86,11 +86,10 @@ inline double least_filled_products = 1 << 29;
 constexpr int64_t kMostFilling = 8;  // times as many products
 
 inline const char* filling_refusal(const ConvProblem& p, Math math) {
-  const ConvProblem q = filled(p, math);
-  if (q.C == p.C && q.K == p.K && p.G == 1) return nullptr;
   const int64_t chunk = 16 / element_bytes(math);
   if (p.C / p.G % chunk == 0 && p.K / p.G % chunk == 0) return nullptr;
   if (p.G > 1) return "the channels of a group are not whole 16-byte chunks";
+  const ConvProblem q = filled(p, math);
   if (double(p.N * p.P * p.Q) * double(p.C * p.K * p.R * p.S) < least_filled_products ||
       q.C * q.K > kMostFilling * p.C * p.K)
     return "the channels are not whole 16-byte chunks, and filling them up would not pay";

@@ -103,8 +103,7 @@ inline int64_t stem_grad_blocks(const ConvProblem& p) {
 }
 
 inline const char* stem_grad_refusal(const ConvProblem& p, Math math, Direction d) {
-  if (d == Direction::input_grad)
-    return "few input channels are summed: the direct kernel does that";
+  if (d == Direction::input_grad) return "it has no input gradient, which sums the other channels";
   if (const char* refusal = stem_refusal(p, math)) return refusal;
   if (stem_grad_shape(p.C, p.R, p.S, p.stride_h, p.stride_w, math).shared_bytes > 99 << 10)
     return "the patch of a tile is larger than shared memory";
