@@ -97,10 +97,12 @@ def _never_ran(config) -> list[str]:
 
 def _executed():
     emulated = sys.modules.get("emulator.ops")  # of a process that ran it
+    compiled = sys.modules.get("emulator.ptx")
     interpreted = sys.modules.get("fastconv.triton.problem")
     return [
         *_C.executed(),
         *(emulated.executed() if emulated else ()),
+        *(compiled.executed() if compiled else ()),
         *(interpreted.executed() if interpreted else ()),
     ]
 

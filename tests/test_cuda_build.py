@@ -4,71 +4,30 @@ nothing spilled, tensor-core and asynchronous-copy instructions where they are m
 Skipped where there is no nvcc.
 """
 
-import functools
-import hashlib
-import importlib.util
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
-import emulator
+import nvcc
 import pytest
 from emulator import kernels
+from emulator.ptx import find_cuobjdump
+from nvcc import CUDA
 
 from fastconv.explain import DIRECTIONS
 
-CUDA = emulator.ROOT / "csrc" / "cuda"
 ARCHS = ("sm_80", "sm_90a")
 SHARED_OF_AN_SM = {"sm_80": 164 << 10, "sm_90a": 228 << 10}
 REGISTERS_OF_AN_SM = 64 << 10
 
 
-@functools.cache
-def find_nvcc() -> str | None:
-    """By CUDA_HOME, then the usual folder, then the path."""
-    for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda"):
-        if home and (Path(home) / "bin" / "nvcc").exists():
-            return str(Path(home) / "bin" / "nvcc")
-    return shutil.which("nvcc")
-
-
-def find_cuobjdump() -> str | None:
-    """On the path, or of the triton package."""
-    spec = importlib.util.find_spec("triton")
-    folders = [Path(spec.origin).parent / "backends/nvidia/bin"] if spec and spec.origin else []
-    path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, folders)])
-    return shutil.which("cuobjdump", path=path)
-
-
-@functools.cache
 def compiled(source: str, arch: str) -> tuple[Path, str]:
-    """The cubin of a source and what ptxas said of it, made once for each content."""
-    nvcc = find_nvcc()
-    version = subprocess.run([nvcc, "--version"], check=True, capture_output=True).stdout
-    digest = hashlib.sha256(version + arch.encode() + (CUDA / source).read_bytes())
-    for header in sorted([*CUDA.glob("*.cuh"), *CUDA.glob("*.h"), *CUDA.parent.glob("*.h")]):
-        digest.update(header.read_bytes())
-    folder = emulator.ROOT / "build" / "cubin"
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{Path(source).stem}-{arch}"
-    cubin = folder / f"{stem}-{digest.hexdigest()[:16]}.cubin"
-    said = cubin.with_suffix(".txt")
-    if not said.exists():
-        for old in folder.glob(f"{stem}-*"):
-            old.unlink()
-        code = f"arch=compute_{arch[3:]},code={arch}"
-        command = [nvcc, "-std=c++17", "-gencode", code, "-cubin", "-Xptxas", "-v"]
-        done = subprocess.run(
-            [*command, "-o", str(cubin), str(CUDA / source)], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        said.write_text(done.stdout + done.stderr)
-    return cubin, said.read_text()
+    """The cubin of a source and what ptxas said of it."""
+    return nvcc.compiled(CUDA / source, f"arch=compute_{arch[3:]},code={arch}", "cubin")
 
 
-pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="no nvcc")
+pytestmark = pytest.mark.skipif(nvcc.find_nvcc() is None, reason="no nvcc")
 
 
 def sources(pattern: str) -> list:

@@ -50,23 +50,24 @@ struct Same {
 template <class... P>
 Status launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, int shared_bytes,
               Stream stream, typename Same<P>::type... args) {
+  const void* arguments[] = {nullptr, static_cast<const void*>(&args)...};
 #ifdef __CUDACC__
   cudaError_t error = cudaSuccess;
   if (shared_bytes > (48 << 10))
     error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                  cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  if (error == cudaSuccess) {
-    void* pointers[] = {nullptr, const_cast<void*>(static_cast<const void*>(&args))...};
-    error = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers + 1,
-                             shared_bytes, static_cast<cudaStream_t>(stream));
-  }
+  if (error == cudaSuccess)
+    error = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block,
+                             const_cast<void**>(arguments + 1), shared_bytes,
+                             static_cast<cudaStream_t>(stream));
   if (error == cudaSuccess) return {name, nullptr};
   cudaGetLastError();  // or the next launch would report it
   return {name, cudaGetErrorString(error)};
 #else
   (void)stream;
   auto body = [&] { kernel(args...); };
-  return {name, emulator::launch(name, grid, block, shared_bytes, body)};
+  const emulator::CompiledKernel compiled = {reinterpret_cast<const void*>(kernel), arguments + 1};
+  return {name, emulator::launch(name, compiled, grid, block, shared_bytes, body)};
 #endif
 }
 

@@ -42,8 +42,20 @@ extern dim3 block_size, grid_size;
 // Runs body(context) as every thread of every block. Null, or what went wrong, in words.
 const char* launch(const char* name, dim3 grid, dim3 block, int shared_bytes, void (*body)(void*),
                    void* context);
+// A kernel as g++ compiled it, by which its PTX is found, and pointers to its arguments.
+struct CompiledKernel {
+  const void* address;
+  const void* const* arguments;
+};
+// The same, executed from PTX where that was chosen (ptx.py); kNotPtx: it was not.
+inline constexpr char kNotPtx[] = "";
+const char* launch_ptx(const char* name, const CompiledKernel& kernel, dim3 grid, dim3 block,
+                       int shared_bytes);
 template <class Body>
-const char* launch(const char* name, dim3 grid, dim3 block, int shared_bytes, Body& body) {
+const char* launch(const char* name, const CompiledKernel& kernel, dim3 grid, dim3 block,
+                   int shared_bytes, Body& body) {
+  const char* error = launch_ptx(name, kernel, grid, block, shared_bytes);
+  if (error != kNotPtx) return error;
   return launch(
       name, grid, block, shared_bytes, [](void* b) { (*static_cast<Body*>(b))(); }, &body);
 }

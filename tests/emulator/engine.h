@@ -86,6 +86,9 @@ Warp& warp_at(int index);
 [[noreturn]] void abandon();
 extern std::string error;
 
+// To float32 toward zero, as tensor cores round (warp.cpp).
+float cut(double v);
+
 // memory.cpp
 bool prepare_shared(int bytes);
 void poison_shared();

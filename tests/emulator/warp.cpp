@@ -8,8 +8,19 @@
 #include "engine.h"
 #include "memory.h"
 
+// The 29 bits of a double's mantissa that a float lacks are cleared.
+float emulator::cut(double v) {
+  uint64_t bits;
+  memcpy(&bits, &v, 8);
+  bits &= ~((uint64_t(1) << 29) - 1);
+  memcpy(&v, &bits, 8);
+  return float(v);
+}
+
 namespace fastconv::cuda::ptx {
 namespace {
+
+using emulator::cut;
 
 constexpr int kLanes = 32;
 
@@ -54,15 +65,6 @@ struct Mma {
 };
 
 typedef double Row __attribute__((vector_size(64)));  // the 8 columns of a tile
-
-// Toward zero: the 29 bits of a double's mantissa that a float lacks are cleared.
-float cut(double v) {
-  uint64_t bits;
-  memcpy(&bits, &v, 8);
-  bits &= ~((uint64_t(1) << 29) - 1);
-  memcpy(&v, &bits, 8);
-  return float(v);
-}
 
 template <int K>
 void multiply(void* const* args, const double (&a)[16][K], const Row (&b)[K]) {
