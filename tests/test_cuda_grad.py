@@ -220,13 +220,27 @@ def test_weight_bias_grad(w, activation, dtype):
     assert_good(db, dz.sum((0, 2, 3)), dz.double().sum((0, 2, 3)), dtype, name="db")
 
 
-def test_an_empty_batch():
-    x, w, dy = (
-        t.double()
-        for t in (torch.empty(0, 3, 5, 7), torch.ones(4, 3, 3, 3), torch.ones(0, 4, 3, 5))
-    )
-    assert grads.input_grad(dy, w, (5, 7))[0].shape == x.shape
-    assert (grads.weight_grad(x, dy, (3, 3))[0] == 0).all() and (grads.bias_grad(dy)[0] == 0).all()
+# Channels in and out, dtype and kernel of the weight gradient.
+@pytest.mark.parametrize(
+    "channels, dtype, size, kernel",
+    [
+        ((3, 4), torch.float64, (3, 3), "conv_direct"),
+        ((16, 8), torch.float16, (3, 3), "conv_implicit_gemm"),
+        ((16, 8), torch.float32, (1, 1), "conv1x1"),
+        ((3, 8), torch.bfloat16, (3, 3), "conv_stem"),
+    ],
+)
+def test_an_empty_batch(channels, dtype, size, kernel):
+    c, k = channels
+    x, dy = torch.empty(0, c, 5, 7, dtype=dtype), torch.empty(0, k, 5, 7, dtype=dtype)
+    same = dict(padding=(size[0] // 2, size[1] // 2))
+    w = torch.ones(k, c, *size, dtype=dtype)
+    assert grads.input_grad(dy, w, (5, 7), **same)[0].shape == x.shape
+    dw, log = grads.weight_grad(x, dy, size, **same)
+    assert (dw == 0).all() and log[0].startswith(kernel)
+    both = grads.weight_bias_grad(x, dy, None, size, None, **same)[:2]
+    assert all((grad == 0).all() for grad in both)
+    assert (grads.bias_grad(dy)[0] == 0).all()
 
 
 # ---- conv_depthwise ----

@@ -77,6 +77,13 @@ def test_every_layer_has_a_plan(gpu, dtype, tf32, direction):
         torch.backends.cudnn.allow_tf32 = before
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_an_empty_batch_has_a_plan_too(direction):
+    options = dict(backend="cuda", dtype=torch.half, direction=direction)
+    found = fastconv.explain((0, 16, 9, 7), (24, 16, 3, 3), **options)
+    assert found.algorithm == "implicit_gemm" and found.estimate is not None
+
+
 def test_large_3x3_is_bound_by_compute_and_1x1_of_resnet_by_memory():
     named = {layer.name: layer for layer in LAYERS}
     large = explained(named["vgg16 3x3 256->256 @56"], 32, torch.float16, "H100").estimate

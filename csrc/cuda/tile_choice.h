@@ -172,8 +172,9 @@ inline int next_splits(int splits, float whole) {
 
 constexpr int kLeastSteps = 4;  // of a split, where the depth has more
 
-// The cheapest tile and number of splits.
-inline TileChoice choose_tile(const Product& p, const Device& gpu) {
+// The cheapest tile and number of splits; of an empty batch's product as if it had a row, a step.
+inline TileChoice choose_tile(Product p, const Device& gpu) {
+  p.M = p.M < 1 ? 1 : p.M, p.depth = p.depth < 1 ? 1 : p.depth;
   TileChoice best = {-1, 1, int32_t(p.depth), 0, 1e30f};
   for (int i = 0; i < tile_count(p.math, p.direction); ++i) {
     const Tile t = tile_of(p.math, i, p.direction);
