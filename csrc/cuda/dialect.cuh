@@ -46,6 +46,9 @@ struct Same {
   using type = T;
 };
 
+// Shared memory that a block may have on every GPU of compute capability 8.0 and more.
+constexpr int kLeastShared = 99 << 10;
+
 // The one way to start a kernel; `name` is what an error message calls it.
 template <class... P>
 Status launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, int shared_bytes,
@@ -53,9 +56,12 @@ Status launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, int
   const void* arguments[] = {nullptr, static_cast<const void*>(&args)...};
 #ifdef __CUDACC__
   cudaError_t error = cudaSuccess;
+  // NOTE this is the kernel's limit, not the launch's: a thread that launches it with less must not
+  // lower it between another's two calls. Kernels of no fixed size stay below 99 KB.
   if (shared_bytes > (48 << 10))
     error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 shared_bytes > kLeastShared ? shared_bytes : kLeastShared);
   if (error == cudaSuccess)
     error = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block,
                              const_cast<void**>(arguments + 1), shared_bytes,
