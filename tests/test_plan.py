@@ -67,6 +67,31 @@ def test_what_no_grid_can_hold_is_direct(refused, x, w, groups, direction):
     assert fastconv.explain(x, w, groups=groups, **dtype).algorithm == refused
 
 
+@pytest.mark.parametrize(
+    "x, w, keywords, refused, direction",
+    [
+        ((18, 16, 10**8, 1), (16, 1, 3, 1), {"groups": 16}, "depthwise", "forward"),
+        (
+            (18, 16, 10**8, 1),
+            (16, 1, 2, 1),
+            {"groups": 16, "stride": (2, 1)},
+            "depthwise",
+            "input_grad",
+        ),
+        ((1, 8, 46340, 46340), (8, 8, 3, 3), {"padding": 1}, "implicit_gemm", "weight_grad"),
+    ],
+)
+def test_what_steps_past_32_bits_is_refused(x, w, keywords, refused, direction):
+    """A depthwise block's next output, a weight gradient's pixel behind the last image; half the
+    size, or no padding, is taken."""
+    options = dict(backend="cuda", dtype=torch.float16, direction=direction)
+    answer = fastconv.explain(x, w, **keywords, **options)
+    assert "sizes beyond 32 bits" == {c.algorithm: c.refusal for c in answer.candidates}[refused]
+    x = (x[0] // 2, *x[1:]) if refused == "depthwise" else x
+    keywords = keywords | {"padding": 0}
+    assert fastconv.explain(x, w, **keywords, **options).algorithm == refused
+
+
 STEM = (1, 3, 90, 90), (32, 3, 7, 7)
 
 

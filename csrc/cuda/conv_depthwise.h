@@ -30,7 +30,8 @@ inline const char* depthwise_refusal(const ConvProblem& p) {
   if (width != 1 && width != 2 && width != 4) return "a group has other than 1, 2 or 4 channels";
   const int64_t chunk = p.dtype == DType::f32 ? 4 : 8;
   if (width > 1 && p.C % chunk != 0) return "the channels are not whole 16-byte chunks";
-  if (p.N * p.P * p.Q > limit || p.C > limit || p.R > 3072 || p.S > 3072 ||
+  // A block steps over outputs by as many as all blocks have at once: half of 32 bits for those.
+  if (p.N * p.P * p.Q > limit / 2 || p.C > limit || p.R > 3072 || p.S > 3072 ||
       p.H + p.pad_t + p.pad_b > limit / 2 || p.W + p.pad_l + p.pad_r > limit / 2)
     return "sizes beyond 32 bits";
   if (p.R * p.S * width * 16 > kDepthwiseSharedBytes)
@@ -45,8 +46,7 @@ Status launch_conv_depthwise(const ConvParams& params, DType dtype, Stream strea
 
 inline const char* depthwise_grad_refusal(const ConvProblem& p, Direction d) {
   if (const char* refusal = depthwise_refusal(p)) return refusal;
-  const int64_t limit = INT32_MAX - 1024;
-  if (p.N * p.H * p.W > limit || p.N * p.P * p.Q > limit) return "sizes beyond 32 bits";
+  if (p.N * p.H * p.W > INT32_MAX / 2) return "sizes beyond 32 bits";
   if (d == Direction::input_grad && p.stride_h * p.stride_w > kMostPhases)
     return "more than 16 stride phases";
   return nullptr;

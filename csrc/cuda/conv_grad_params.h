@@ -25,6 +25,10 @@ inline const char* gemm_grad_refusal(const ConvProblem& p, Math math, Direction 
   if (d == Direction::weight_grad &&
       (p.H + p.pad_t + p.pad_b > 65535 || p.W + p.pad_l + p.pad_r > 65535))
     return "rows or columns beyond 16 bits";
+  // The weight gradient counts the place of a first tap behind the last image too.
+  if (d == Direction::weight_grad &&
+      (p.N * p.H + p.pad_t + p.pad_b) * p.W + p.pad_l + p.pad_r > limit)
+    return "sizes beyond 32 bits";
   if (d == Direction::input_grad && p.stride_h * p.stride_w > kMostPhases)
     return "more than 16 stride phases";
   return nullptr;
