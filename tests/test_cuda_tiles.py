@@ -6,6 +6,7 @@ from emulator import kernels
 from fastconv.gpus import GPUS
 from fastconv.testing.layers import LAYERS
 
+WIDTHS = [(8 * i, 8 * j) for i in range(1, 6) for j in range(1, 6)]
 DEVICES = {name: kernels.Device(*gpu.facts()) for name, gpu in GPUS.items()}
 
 
@@ -64,6 +65,23 @@ def test_every_layer_gets_tiles_of_its_gradients(math, device, direction):
             assert choice.splits >= 1 and choice.waves > 0
             assert choice.splits * choice.split_depth >= depth
             assert (choice.splits - 1) * choice.split_depth < depth
+
+
+def test_what_is_remembered_is_of_the_same_problem_arithmetic_direction_and_gpu():
+    """More problems than the table has places, and some that differ from the first in one thing."""
+    first = ((8, 512, 14, 14), (512, 512, 3, 3)), {"padding": (1, 1)}
+    others = [(((n, c, 14, 14), (k, c, 3, 3)), {}) for n in range(1, 9) for c, k in WIDTHS]
+    others += [(first[0], {"padding": (1, 2)}), (first[0], first[1] | {"stride": (2, 1)})]
+    others.append((((8, 512, 14, 14), (512, 256, 3, 3)), first[1] | {"groups": 2}))
+    asked = [(p, *how) for p in [first, *others, first] for how in (("f16", "H100", "forward"),)]
+    for how in (("bf16", "H100"), ("tf32", "H100"), ("f16", "A100"), ("f16", "RTX 4060 Laptop")):
+        asked += [(first, *how, d) for d in ("forward", "input_grad", "weight_grad")]
+    for (sizes, settings), math, device, direction in 2 * asked:
+        p = kernels.problem(*sizes, **settings)
+        truth, known = (
+            kernels.choose(p, math, DEVICES[device], direction, known) for known in (False, True)
+        )
+        assert bytes(truth) == bytes(known)
 
 
 def test_a_weight_gradient_of_few_weights_and_many_pixels_fills_the_gpu():

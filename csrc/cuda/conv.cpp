@@ -7,7 +7,7 @@
 #include "conv_implicit_gemm.h"
 #include "conv_stem.h"
 #include "pixels.h"
-#include "tile_choice.h"
+#include "known_tiles.h"
 
 namespace fastconv::cuda {
 namespace {
@@ -91,7 +91,7 @@ struct Rows {
 void run_gemm(const Call& c, bool pointwise, Math math) {
   const ConvProblem& p = c.p;
   Rows rows(c, true);
-  const TileChoice tile = choose_tile(p, math, c.place.gpu);
+  const TileChoice tile = known_tile(p, math, c.place.gpu);
   check(tile.tile >= 0, "conv2d: no tile of this GPU takes the problem");
   if (tile.splits > 1) {
     const int64_t size[1] = {tile.splits * p.N * p.P * p.Q * p.K}, dense[1] = {1};

@@ -10,7 +10,7 @@
 #include "conv_stem.h"
 #include "conv_weight_grad.h"
 #include "pixels.h"
-#include "tile_choice.h"
+#include "known_tiles.h"
 
 namespace fastconv::cuda {
 namespace {
@@ -112,7 +112,7 @@ struct InputGradRows {
 void input_grad_gemm(const GradCall& c, bool pointwise, Math math) {
   const ConvProblem& p = c.p;
   InputGradRows rows(c, true);
-  const TileChoice tile = choose_tile(p, math, c.place.gpu, Direction::input_grad);
+  const TileChoice tile = known_tile(p, math, c.place.gpu, Direction::input_grad);
   check(tile.tile >= 0, c.op, ": no tile of this GPU takes the problem");
   OptionalTensor partial;
   if (tile.splits > 1) {
@@ -178,7 +178,7 @@ struct BiasParts {
 
 // The bias gradient too where `db` is given; that of a stem is of dy under `mask`.
 void weight_grad_gemm(const GradCall& c, bool pointwise, Math math, const Tensor* db) {
-  const TileChoice tile = choose_tile(c.p, math, c.place.gpu, Direction::weight_grad);
+  const TileChoice tile = known_tile(c.p, math, c.place.gpu, Direction::weight_grad);
   check(tile.tile >= 0, c.op, ": no tile of this GPU takes the problem");
   const BiasParts bias(c, db, tile.splits);
   weight_grad_parts(c, math == Math::f32, true, tile.splits, tile.split_depth,

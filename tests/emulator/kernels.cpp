@@ -3,7 +3,7 @@
 #include "../../csrc/cuda/conv_input_grad.h"
 #include "../../csrc/cuda/conv_weight_grad.h"
 #include "../../csrc/cuda/grad_sums.h"
-#include "../../csrc/cuda/tile_choice.h"
+#include "../../csrc/cuda/known_tiles.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -81,6 +81,10 @@ EXPORT float cycles(const ConvProblem* problem, int32_t math, const Device* gpu,
 EXPORT void choose(const ConvProblem* problem, int32_t math, const Device* gpu, int32_t d,
                    TileChoice* out) {
   *out = choose_tile(*problem, Math(math), *gpu, Direction(d));
+}
+EXPORT void known(const ConvProblem* problem, int32_t math, const Device* gpu, int32_t d,
+                  TileChoice* out) {
+  *out = known_tile(*problem, Math(math), *gpu, Direction(d));
 }
 
 }  // namespace fastconv::cuda

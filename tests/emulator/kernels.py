@@ -84,10 +84,14 @@ def problem(x, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, acti
     return Problem(*sizes, 0, ACTIVATIONS[activation])
 
 
-def choose(p: Problem, math: str, device: Device, direction: str = "forward") -> Choice:
+def choose(
+    p: Problem, math: str, device: Device, direction: str = "forward", known: bool = False
+) -> Choice:
+    """What the model chooses; `known`: as the ops ask, who remember it."""
     choice = Choice()
     codes = MATHS.index(math), ctypes.byref(device), DIRECTIONS.index(direction)
-    library().choose(ctypes.byref(p), *codes, ctypes.byref(choice))
+    ask = library().known if known else library().choose
+    ask(ctypes.byref(p), *codes, ctypes.byref(choice))
     return choice
 
 
