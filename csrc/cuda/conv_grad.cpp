@@ -285,6 +285,14 @@ Tensor conv2d_input_grad_cuda(const Tensor& grad, const Tensor& weight, int64_t 
   return output;
 }
 
+// dw, in the input's memory format, as cuDNN's: a network in channels_last has its weights so too,
+// and autograd copies a gradient whose strides are not its weight's. conv_fakes.py says the same.
+Tensor empty_weight_grad(const Tensor& input, const ConvProblem& p, const char* op) {
+  const int64_t size[4] = {p.K, p.C / p.G, p.R, p.S};
+  const bool last = is_on_gpu(input) && channels_last(view_of(input, op, "input"));
+  return empty4(input, size, last, p.dtype);
+}
+
 Tensor conv2d_weight_grad_cuda(const Tensor& input, const Tensor& grad, int64_t R, int64_t S,
                                int64_t stride_h, int64_t stride_w, int64_t pad_t, int64_t pad_l,
                                int64_t pad_b, int64_t pad_r, int64_t dil_h, int64_t dil_w,
@@ -292,8 +300,7 @@ Tensor conv2d_weight_grad_cuda(const Tensor& input, const Tensor& grad, int64_t 
   const char* op = "conv2d_weight_grad";
   const ConvProblem p = conv2d_weight_grad_problem(
       input, grad, R, S, {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0});
-  const int64_t w_size[4] = {p.K, p.C / p.G, R, S};
-  const Tensor output = empty4(input, w_size, false, p.dtype);
+  const Tensor output = empty_weight_grad(input, p, op);
   const OnDevice on(device_of(input));
   const Capabilities caps = {Backend::cuda, precision == static_cast<int64_t>(Precision::tf32)};
   const PlanRow& row = plan(p, caps, Direction::weight_grad);
@@ -340,8 +347,7 @@ std::tuple<Tensor, Tensor> conv2d_weight_bias_grad_cuda(
   const ConvProblem p = conv2d_weight_grad_problem(
       input, grad, R, S, {stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, 0});
   const bool masked = masked_by_output(op, grad, output, activation);
-  const int64_t w_size[4] = {p.K, p.C / p.G, R, S};
-  const Tensor dw = empty4(input, w_size, false, p.dtype);
+  const Tensor dw = empty_weight_grad(input, p, op);
   const OnDevice on(device_of(input));
   const Capabilities caps = {Backend::cuda, precision == static_cast<int64_t>(Precision::tf32)};
   const PlanRow& row = plan(p, caps, Direction::weight_grad);

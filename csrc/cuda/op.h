@@ -19,6 +19,14 @@ inline int device_of(const Tensor& t) {
   return index;
 }
 
+// False in the emulator, whose tensors are the CPU's, unless a test says otherwise.
+inline bool taken_for_gpu = false;
+inline bool is_on_gpu(const Tensor& t) {
+  int32_t type;
+  aoti_torch_get_device_type(t.get(), &type);
+  return taken_for_gpu || type == aoti_torch_device_type_cuda();
+}
+
 // `problem` says in words what was launched.
 template <class... Parts>
 void check_launch(const Status& status, const Parts&... problem) {

@@ -50,7 +50,8 @@ def weight_grad(input, grad, kernel_h, kernel_w, *settings):
     _same("conv2d_weight_grad", input, grad=grad)
     size = [grad.shape[1], input.shape[1] // settings[8], kernel_h, kernel_w]
     check_size("conv2d_weight_grad", "grad", grad, conv_shape(input.shape, size, settings[:9]))
-    return input.new_empty(size)
+    # On a GPU in the input's memory format: csrc/cuda/conv_grad.cpp has the reason.
+    return empty(input, size) if input.is_cuda else input.new_empty(size)
 
 
 def weight_bias_grad(input, grad, *args):

@@ -2,6 +2,7 @@
 #include "../../csrc/plan.h"
 #include "../../csrc/schemas.h"
 #include "../../csrc/cuda/conv_params.h"
+#include "../../csrc/cuda/op.h"
 #include "../../csrc/cuda/place.h"
 #include "memory.h"
 
@@ -67,6 +68,9 @@ EXPORT void emulated_filling(double least) {
   static const double own = fastconv::cuda::least_filled_products;
   fastconv::cuda::least_filled_products = least > 0 ? least : own;
 }
+
+// Whether operands pass for a GPU's, where outputs depend on that.
+EXPORT void emulated_taken_for_gpu(int on) { fastconv::cuda::taken_for_gpu = on; }
 
 // Bit 0, 1, 2 of a planner row: it ran forward, as input gradient, as weight gradient.
 EXPORT int emulated_row(int index, const char** name) {
