@@ -24,7 +24,8 @@ default all in this order, and writes what they find into the folder OUT as it c
 
 A step is stopped after nine minutes; what measures stops by itself before, and goes on where it
 ended when run again with the same OUT. With TOTAL the steps share that many seconds evenly, and
-what one leaves goes to the next. OUT/steps.json says what became of each step.
+what one leaves goes to the next. OUT/steps.json says what became of each step, OUT/bars.txt which
+gains and shares that the kernels are to reach are reached.
 It needs torch with CUDA, triton, pybind11, setuptools, pytest (hypothesis for "triton"; rich and
 mlxtend for the tests of the commands, which are skipped without) and a CUDA toolkit (nvcc;
 compute-sanitizer). Where pytest-xdist is installed, tests run in several processes.
@@ -95,17 +96,26 @@ limited() { # PARTS COMMAND...
   [ "$seconds" -gt 0 ] || { echo "no time left for: ${*:2}"; return 124; }
   timeout -k 10 "$seconds" "${@:2}"
 }
-bench() { # PARTS SCRIPT NAME [OPTION...]; stops by itself where time for one more row is left
-  local last=$((limit < 225 ? limit / 5 : 45))
-  limited 1 "$python" "bench/gpu_$2.py" "${@:4}" \
-    --seconds "$(($(share "$1") - last))" --json "$out/$3.json"
+tests() { # PARTS TEST...; pytest tells what failed when it is interrupted, without its workers
+  local seconds
+  seconds=$(share "$1")
+  limited "$1" timeout --foreground -s INT $((seconds - (seconds < 150 ? seconds / 10 : 15))) \
+    "${pytest[@]}" "${workers[@]}" "${@:2}"
 }
-pytest=("$python" -m pytest -q -p no:cacheprovider -o addopts=)
-tests=(tests/test_gpu.py tests/test_gpu_grad.py)
+bench() { # PARTS SCRIPT NAME [OPTION...]; stops by itself where time for one more row is left
+  local last=$((limit < 225 ? limit / 5 : 45)) status=75
+  while [ "$status" -eq 75 ]; do # the GPU took no more work from that process: another goes on
+    limited 1 "$python" "bench/gpu_$2.py" "${@:4}" \
+      --seconds "$(($(share "$1") - last))" --json "$out/$3.json"
+    status=$?
+  done
+  return $status
+}
+pytest=("$python" -m pytest -q --tb=short -p no:cacheprovider -o addopts=)
 workers=()
 "$python" -c 'import xdist' 2>/dev/null && workers=(-n 8)
 
-step_test() { limited 1 "${pytest[@]}" "${workers[@]}" "${tests[@]}"; }
+step_test() { tests 1 tests/test_gpu.py tests/test_gpu_grad.py; }
 step_layers() { bench 1 layers layers --compile ""; }
 step_backward() {
   local failed=0
@@ -117,7 +127,7 @@ step_backward() {
 step_networks() { bench 1 networks networks; }
 step_train() {
   local failed=0
-  limited 2 "${pytest[@]}" "${workers[@]}" tests/test_gpu_train.py || failed=$?
+  tests 2 tests/test_gpu_train.py || failed=$?
   bench 2 train train64 --batch 64 --filter resnet50 --precision float16 || failed=$?
   bench 1 train train || failed=$?
   return $failed
@@ -127,21 +137,23 @@ step_triton() {
   bench 4 layers triton --triton --precision float16 --compile "" || failed=$?
   bench 3 layers triton_backward --triton --backward --precision float16 || failed=$?
   bench 2 pools triton_pools --triton --precision float16 || failed=$?
-  limited 1 "${pytest[@]}" "${workers[@]}" tests/test_triton_gpu.py || failed=$?
+  tests 1 tests/test_triton_gpu.py || failed=$?
   return $failed
 }
 step_compile() { bench 1 layers layers --precision float16; } # goes on in the file of "layers"
 
 step_sanitize() { # every tensor is an allocation of its own, or memcheck would see one large block
-  local sanitizer tool parts=2 failed=0
+  local sanitizer tool more parts=2 failed=0
   sanitizer=$(find_sanitizer) || {
     echo "no compute-sanitizer, which comes with the CUDA toolkit: set CUDA_HOME"
     return 1
   }
   for tool in memcheck racecheck; do
+    more=() # torch asks CUDA's interface for things that it may not have
+    [ $tool = racecheck ] || more=(--report-api-errors no)
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited $((parts--)) "$sanitizer" --tool "$tool" \
-      --error-exitcode 9 --kernel-name kns=fastconv --log-file "$out/$tool.txt" \
-      "${pytest[@]}" "${tests[@]}" -k small || failed=1
+      "${more[@]}" --error-exitcode 9 --kernel-name kns=fastconv --log-file "$out/$tool.txt" \
+      "${pytest[@]}" tests/test_gpu.py tests/test_gpu_grad.py -k small || failed=1
     echo "$tool: $(tail -n 1 "$out/$tool.txt")"
   done
   return $failed
@@ -172,4 +184,5 @@ for step; do
 done
 echo "== steps; status 124: stopped by the time limit"
 cat "$out/steps.json"
+"$python" bench/gpu_bars.py "$out" | tee "$out/bars.txt"
 exit $failed

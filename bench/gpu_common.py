@@ -11,8 +11,8 @@ import argparse
 import contextlib
 import functools
 import hashlib
-import json
 import math
+import os
 import statistics
 import sys
 import time
@@ -22,15 +22,17 @@ from pathlib import Path
 
 import torch
 
-from common import geometric_mean, machine, save
+from common import machine
 from fastconv.testing.compare import tf32
 from fastconv.testing.timing import low_quartile
+from gpu_results import Results, summary
 
 Task = Callable[[], object]
 REPLAYS = 9
 LEAST = 5e-4  # seconds of a replay: some microseconds of it are the launch and the events
 MOST_CALLS = 1024  # in a graph
 MOST_SETS = 256  # of inputs
+LOST = 75  # exit status of a process whose GPU takes no more work; another may go on
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,13 @@ class CudaClock:
         return found
 
     def _replay(self, turn: Task, turns: int) -> float:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(turns):
-                turn()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph):
+                for _ in range(turns):
+                    turn()
+        finally:  # NOTE a capture that failed leaves torch's stream of captures the current one
+            torch.cuda.set_stream(stream)
         graph.replay()
         return self._median(graph.replay)
 
@@ -150,18 +155,20 @@ def clock_for(device: str):
 
 
 def ceilings(clock, device: str) -> dict[str, float]:
-    """Bytes a second of a copy (read and written), FLOP/s of a square matmul by precision."""
-    small = device == "cpu"
-    source = torch.empty(1 << (20 if small else 30), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    best = min(clock.times([functools.partial(target.copy_, source)]).values())
-    found = {"copy": 2 * source.numel() / best}
+    """Bytes a second of a copy (read and written), FLOP/s of a square matmul by precision.
+
+    The copy comes last, as an idle GPU's clocks are low.
+    """
+    small, found = device == "cpu", {}
     n = 128 if small else 8192
     for name, precision in PRECISIONS.items():
         with precision.switched():
             a, b = (torch.randn(n, n, device=device, dtype=precision.dtype) for _ in range(2))
             found[name] = 2 * n**3 / min(clock.times([lambda a=a, b=b: a @ b]).values())
-    return found
+    source = torch.empty(1 << (20 if small else 30), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best = min(clock.times([functools.partial(target.copy_, source)]).values())
+    return {"copy": 2 * source.numel() / best, **found}
 
 
 def floor_seconds(operations: int, moved: int, precision: str, roof: Mapping[str, float]) -> float:
@@ -199,52 +206,44 @@ def measured(clock, contestants: Mapping[str, Sequence[Task]], precision: Precis
             else:
                 errors[name] = complaint
         except Exception as error:  # the row says so, and the table goes on
-            errors[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            errors[name] = in_words(error)
     return {"seconds": seconds, "errors": errors}
 
 
-class Results:
-    """A results file, written after each row. Rows that an earlier run of the same build, device
-    and settings left there are kept, so that a run which time cut off can go on."""
+def in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
-    def __init__(self, path: Path | None, head: dict, keys: Sequence[str]):
-        self.path, self.keys = path, keys
-        self.document = {**head, "complete": False, "rows": []}
-        if path and path.exists():
-            before = json.loads(path.read_text())
-            same = all(before.get(k) == v for k, v in head.items() if k not in ("date", "ceilings"))
-            if same:
-                self.document = {**before, "complete": False}
 
-    def has(self, **row) -> bool:
-        return any(
-            all(known[key] == row[key] for key in self.keys) for known in self.document["rows"]
-        )
+def takes_work(device: str) -> bool:
+    """Whether the device still runs this process's kernels: not after one that, say, wrote where
+    there is no memory."""
+    try:
+        if device == "cuda":
+            torch.cuda.synchronize()
+    except Exception:
+        return False
+    return True
 
-    def add(self, row: dict) -> None:
-        self.document["rows"].append(row)
-        self.save()
 
-    def finish(self, complete: bool) -> None:
-        self.document["complete"] = complete
-        self.save()
-
-    def save(self) -> None:
-        if self.path:
-            save(self.path, self.document)
+def digest_of_sources() -> str:
+    """Of all that is measured. NOTE not of the module: nvcc never makes the same object twice."""
+    digest, root = hashlib.sha256(), Path(__file__).parents[1]
+    found = [root / "setup.py", *root.glob("csrc/**/*"), *root.glob("fastconv/**/*.py")]
+    for path in sorted(found):
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def head_of(benchmark: str, clock, options: argparse.Namespace) -> dict:
-    """Device, versions, build and settings, for the head of a results file."""
-    from fastconv import _C
-
+    """Device, versions, sources and settings, for the head of a results file."""
     return {
         "benchmark": benchmark,
         "device": clock.name,
         **machine(),
         "cudnn": torch.backends.cudnn.version(),
         "cuda": torch.version.cuda,
-        "build": hashlib.sha256(Path(_C.__file__).read_bytes()).hexdigest()[:16],
+        "sources": digest_of_sources(),
         "batch": options.batch,
         "ceilings": ceilings(clock, options.device),
     }
@@ -288,59 +287,9 @@ def head_lines(document: dict) -> list[str]:
     return [
         f"# {document['benchmark']} on {document['device']}, batch {document['batch']}; torch "
         f"{document['torch']}, cuDNN {document['cudnn']}, CUDA {document['cuda']}, fastconv "
-        f"{document['fastconv']} ({document['build']}); {document['date']}",
+        f"{document['fastconv']} ({document['sources']}); {document['date']}",
         f"# ceilings: copy {roof['copy'] / 1e12:.2f} TB/s; matmul TFLOP/s {rates}",
     ]
-
-
-def summary(document: dict, groups: Sequence[str]) -> list[str]:
-    """For each group of rows and mode: gain over each rival (geometric mean, worst row), and the
-    share of the roofline, where rows have a floor, of fastconv's and of the rival's kernels;
-    then the same of fastconv's Triton kernels over torch, where they were timed."""
-    rows = document["rows"]
-    lines = [
-        f"{'':28}{'mode':7}{'over':>18}{'rows':>6}{'gain':>8}{'worst':>8}  "
-        f"{'roofline % (torch)':20}worst row"
-    ]
-    for group in dict.fromkeys(tuple(row[key] for key in groups) for row in rows):
-        mine = [row for row in rows if tuple(row[key] for key in groups) == group]
-        rivals = dict.fromkeys(n for row in mine for n in row["seconds"] if n != "fastconv")
-        modes = dict.fromkeys(m for row in mine for s in row["seconds"].values() for m in s)
-        for mode in modes:
-            pairs = [("fastconv", rival) for rival in rivals]
-            pairs += [("triton", rival) for rival in rivals if rival.startswith("torch")]
-            for ours, rival in pairs:
-                line = _against(mine, ours, rival, mode)
-                if line:
-                    over = rival if ours == "fastconv" else f"{rival} ({ours})"
-                    lines.append(f"{' '.join(group):28}{mode:7}{over:>18}{line}")
-    errors = [(row["name"], n, e) for row in rows for n, e in row["errors"].items()]
-    for name, contestant, error in errors[:8]:
-        lines.append(f"not measured: {name}, {contestant}: {error}")
-    if len(errors) > 8:
-        lines.append(f"not measured: {len(errors) - 8} more")
-    if not document["complete"]:
-        lines.append("INCOMPLETE: time was up; the same command goes on where this run ended")
-    return lines
-
-
-def _against(rows: list[dict], ours: str, rival: str, mode: str) -> str | None:
-    both = [
-        (row["seconds"][rival][mode] / row["seconds"][ours][mode], row)
-        for row in rows
-        if mode in row["seconds"].get(rival, {}) and mode in row["seconds"].get(ours, {})
-    ]
-    if not both:
-        return None
-    worst, row = min(both, key=lambda pair: pair[0])
-    shares = [
-        100 * geometric_mean(row["floor"] / row["seconds"][name][mode] for _, row in both)
-        for name in (ours, rival)
-        if all(row.get("floor") for _, row in both)
-    ]
-    share = f"{shares[0]:.0f} ({shares[1]:.0f})" if shares else ""
-    gain = geometric_mean(gain for gain, _ in both)
-    return f"{len(both):6} {gain:7.2f} {worst:7.2f}  {share:20}{row['name']}"
 
 
 def run(
@@ -352,7 +301,8 @@ def run(
     groups: Sequence[str],
 ) -> int:
     """Measures what is not in the results yet until time is up; prints a line each, then the
-    summary. Returns the exit status: 1 where fastconv itself failed somewhere or nothing ran."""
+    summary. Returns the exit status: 1 where fastconv itself failed somewhere or nothing ran. Ends
+    the program with status LOST after a row that the GPU did not survive."""
     end = time.monotonic() + options.seconds
     for text in head_lines(results.document):
         print(text, flush=True)
@@ -363,8 +313,16 @@ def run(
         if time.monotonic() > end:
             complete = False
             break
-        results.add({**request, **measure(request)})
+        try:
+            row = measure(request)
+        except Exception as error:  # before anything was timed
+            row = {"seconds": {}, "errors": {"fastconv": in_words(error)}}
+        results.add({**request, **row})
         print(line(results.document["rows"][-1]), flush=True)
+        if not takes_work(options.device):
+            print("the GPU takes no more work from this process; the same command goes on")
+            sys.stdout.flush()
+            os._exit(LOST)  # an exit would free graphs, which may abort
     results.finish(complete)
     print("\n".join(summary(results.document, groups)))
     rows = results.document["rows"]

@@ -86,7 +86,7 @@ def peak_of(clock, step: Step, call) -> int | None:
 
 def line(row: dict) -> str:
     """One aligned row: milliseconds of each in both modes, then megabytes at the peak."""
-    peaks = [f"{name} {size / 1e6:.0f}" for name, size in row["peak"].items() if size is not None]
+    peaks = [f"{name} {size / 1e6:.0f}" for name, size in row.get("peak", {}).items() if size]
     return gpu_networks.line(row) + (f"; MB: {', '.join(peaks)}" if peaks else "")
 
 

@@ -74,6 +74,16 @@ def isa(request):
     _C.set_cpu_isa("")
 
 
+def pytest_runtest_teardown(item):
+    """A worker of pytest-xdist whose GPU takes no more work ends, and another goes on; else all its
+    later tests would fail too."""
+    if hasattr(item.config, "workerinput") and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            os._exit(1)
+
+
 def pytest_configure(config):
     config.stash[EXECUTED] = {}
 

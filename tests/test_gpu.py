@@ -161,6 +161,7 @@ def test_current_stream():
     """The kernel waits for what its stream holds, and the default stream does not wait for it."""
     stream = torch.cuda.Stream()
     x, w = torch.zeros(4, 64, 40, 36, device="cuda"), torch.randn(64, 64, 3, 3, device="cuda")
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # the allocator keeps memory for it
         expected = fastconv.conv2d(torch.ones_like(x), w)
         fastconv.conv2d(x, w)

@@ -253,7 +253,9 @@ class PretendedGpu:
             gpu.capturing = None
 
         names = dict(Event=Event, CUDAGraph=CUDAGraph, Stream=Stream, graph=graph)
-        names.update(stream=contextlib.nullcontext, current_stream=Stream)
+        self.stream = Stream()
+        names.update(stream=contextlib.nullcontext, current_stream=lambda: gpu.stream)
+        names.update(set_stream=lambda stream: setattr(gpu, "stream", stream))
         names.update(synchronize=lambda: None)
         properties = SimpleNamespace(L2_cache_size=50 << 20, name="pretended")
         names.update(get_device_properties=lambda: properties)
@@ -272,6 +274,80 @@ def test_the_clock_divides_by_the_calls_it_times(monkeypatch, sets):
     assert clock.l2_bytes == 50 << 20
     assert called[:sets] == list(range(sets))  # in turn
     assert [graph.calls for graph in gpu.graphs] == [sets]
+
+
+def test_a_capture_that_fails_leaves_the_stream_as_it_was(monkeypatch):
+    gpu = PretendedGpu()
+    gpu.patch(monkeypatch)
+    before = gpu.stream
+
+    @contextlib.contextmanager
+    def graph(captured):  # as torch's, which stays in the stream of captures where one fails
+        gpu.stream = object()
+        raise RuntimeError("not permitted when stream is capturing")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    with pytest.raises(RuntimeError, match="capturing"):
+        gpu_common.CudaClock().times([gpu.task])
+    assert gpu.stream is before
+
+
+def test_the_copy_is_measured_when_the_clocks_are_up():
+    measured = []
+
+    class Clock:
+        def times(self, calls):
+            measured.append(calls[0]().dtype)
+            return {"eager": 1.0}
+
+    found = gpu_common.ceilings(Clock(), "cpu")
+    assert found["copy"] == 2 << 20 and found["float16"] == 2 * 128**3
+    assert measured[-1] == torch.uint8 and torch.uint8 not in measured[:-1]
+
+
+def test_a_row_that_the_gpu_does_not_survive_ends_the_process_and_the_next_goes_on(
+    counted, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "layers.json"
+    arguments = [*CPU, "--filter", "^lenet", "--precision", "float16", "--json", str(out)]
+    make, made = gpu_layers.operands, []
+
+    def operands(*which):
+        made.append(which)
+        if len(made) == 2:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return make(*which)
+
+    monkeypatch.setattr(gpu_layers, "operands", operands)
+    monkeypatch.setattr(gpu_layers, "input_sets", lambda *_: 1)
+    monkeypatch.setattr(gpu_common, "takes_work", lambda device: len(made) != 2)
+    monkeypatch.setattr(gpu_common.os, "_exit", lambda status: sys.exit(status))
+    with pytest.raises(SystemExit) as ended:
+        gpu_layers.main(arguments)
+    assert ended.value.code == gpu_common.LOST
+    rows = json.loads(out.read_text())["rows"]
+    assert len(rows) == 2 and "illegal memory" in rows[1]["errors"]["fastconv"]
+    assert gpu_layers.main(arguments) == 1  # as one row failed
+    assert len(json.loads(out.read_text())["rows"]) == 6
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_results_are_of_the_sources_and_others_are_kept(counted, tmp_path, monkeypatch):
+    for name in ("csrc/cuda/a.cu", "setup.py", "fastconv/triton/a.py", "bench/gpu_common.py"):
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_text("1")
+    monkeypatch.setattr(gpu_common, "__file__", str(tmp_path / "tree/bench/gpu_common.py"))
+    out = tmp_path / "layers.json"
+    arguments = [*CPU, "--filter", "^lenet.*@28", "--precision", "tf32", "--json", str(out)]
+    assert gpu_layers.main(arguments) == 0
+    before = json.loads(out.read_text())
+    (tmp_path / "tree/fastconv/_C.so").write_text("built again")
+    assert gpu_layers.main(arguments) == 0
+    assert json.loads(out.read_text()) == before
+    (tmp_path / "tree/csrc/cuda/a.cu").write_text("2")
+    assert gpu_layers.main([*arguments, "--seconds", "0"]) == 1
+    assert json.loads((tmp_path / "layers.earlier.json").read_text()) == before
 
 
 @pytest.mark.parametrize("sets, calls", [(1, 100), (7, 105), (2000, 2000)])

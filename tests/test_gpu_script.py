@@ -70,6 +70,7 @@ def test_all_steps_in_order_after_a_build_for_this_gpu(script, tmp_path):
     order += ["sanitizer --tool memcheck", "sanitizer --tool racecheck"]
     places = [log.index(part) for part in order]
     assert log.rindex("layers.json") > places[-1]  # torch.compile's rows, in the same file
+    assert log.splitlines()[-1].endswith(f"bench/gpu_bars.py {tmp_path / 'out'}")
     assert places == sorted(places)
     steps = json.loads((tmp_path / "out/steps.json").read_text())
     assert [step["step"] for step in steps] == [
@@ -142,6 +143,22 @@ def test_a_step_that_hangs_is_stopped(script, tmp_path):
     (script.tree / "python").write_text(PYTHON + 'case "$*" in *test_gpu.py*) sleep 60 ;; esac\n')
     done = script(tmp_path / "out", "test", LIMIT="2")
     assert done.returncode == 1
+    assert json.loads((tmp_path / "out/steps.json").read_text())[0]["status"] == 124
+
+
+def test_after_a_row_that_the_gpu_did_not_survive_another_process_goes_on(script, tmp_path):
+    once = 'case "$*" in *gpu_pools*) mkdir "$LOG.lost" 2>/dev/null && exit 75 ;; esac\nexit 0\n'
+    (script.tree / "python").write_text(PYTHON + once)
+    assert script(tmp_path / "out", "backward").returncode == 0
+    assert (script.tree / "log").read_text().count("gpu_pools.py") == 2
+
+
+def test_tests_that_time_cuts_off_are_told_to_report(script, tmp_path):
+    wait = "trap 'echo 3 failed; exit 2' INT\ncase \"$*\" in *test_gpu.py*)"
+    wait += " for _ in $(seq 600); do sleep 0.1; done ;; esac\n"
+    (script.tree / "python").write_text(PYTHON + wait)
+    done = script(tmp_path / "out", "test", LIMIT="20")
+    assert done.returncode == 1 and "3 failed" in (tmp_path / "out/test.txt").read_text()
     assert json.loads((tmp_path / "out/steps.json").read_text())[0]["status"] == 124
 
 
