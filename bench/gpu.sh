@@ -103,10 +103,11 @@ tests() { # PARTS TEST...; pytest tells what failed when it is interrupted, with
     "${pytest[@]}" "${workers[@]}" "${@:2}"
 }
 bench() { # PARTS SCRIPT NAME [OPTION...]; stops by itself where time for one more row is left
-  local last=$((limit < 225 ? limit / 5 : 45)) status=75
+  local seconds status=75
   while [ "$status" -eq 75 ]; do # the GPU took no more work from that process: another goes on
+    seconds=$(share "$1")
     limited 1 "$python" "bench/gpu_$2.py" "${@:4}" \
-      --seconds "$(($(share "$1") - last))" --json "$out/$3.json"
+      --seconds $((seconds - (seconds < 225 ? seconds / 5 : 45))) --json "$out/$3.json"
     status=$?
   done
   return $status
