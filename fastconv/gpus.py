@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -53,15 +54,24 @@ GPUS = {
 
 
 def gpu_of(properties) -> Gpu | None:
-    """The GPU of torch.cuda.get_device_properties(): its own sizes, the table's rates.
+    """The GPU of torch.cuda.get_device_properties(): its own sizes, clocks and bandwidth, which the
+    planner reads too when a kernel is launched, and the table's rates.
 
     None where the table has no GPU of this name and as many multiprocessors, as of an H100 for
     PCIe: its rates would be guesses.
     """
     for name, known in GPUS.items():
-        if name in properties.name and properties.multi_processor_count == known.sms:
+        named = re.search(rf"\b{name}\b", properties.name)  # GH200 is not H200
+        if named and properties.multi_processor_count == known.sms:
             shared, l2 = properties.shared_memory_per_multiprocessor, properties.L2_cache_size
-            return replace(known, shared_per_sm=shared, l2=l2)
+            # In kHz and bits; drivers need not tell. Memory moves data twice a cycle.
+            clock, memory, bits = (
+                getattr(properties, each, 0)
+                for each in ("clock_rate", "memory_clock_rate", "memory_bus_width")
+            )
+            rates = dict(clock=1e3 * clock, bandwidth=2e3 * memory * bits / 8)
+            told = {key: value for key, value in rates.items() if value > 0}
+            return replace(known, shared_per_sm=shared, l2=l2, **told)
     return None
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,6 +92,17 @@ def test_info_shows_the_environment(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split() == ["FASTCONV_EXAMPLE", "seven"] for line in lines)
     assert any(line.split() == ["torch", torch.__version__] for line in lines)
+
+
+def test_info_names_the_gpus(monkeypatch, capsys):
+    gpu = SimpleNamespace(name="NVIDIA H200", major=9, minor=0, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
+    assert run("info") == 0
+    out = capsys.readouterr().out
+    assert "NVIDIA H200, compute capability 9.0, 132 multiprocessors" in out
+    assert "torch's CUDA" in out
 
 
 def test_info_aligns_any_keys(monkeypatch, capsys):

@@ -153,6 +153,18 @@ def test_a_gpu_is_known_by_its_name_and_multiprocessors(name, sms, known):
     assert found == (known and replace(GPUS[known], shared_per_sm=200 << 10, l2=1 << 20))
 
 
+def test_a_gpu_has_the_clocks_that_its_driver_tells():
+    """As csrc/cuda/place.cpp reads them: an A100 of 40 GB has three quarters of the bandwidth."""
+    told = dict(clock_rate=1410000, memory_clock_rate=1215000, memory_bus_width=5120)
+    gpu = properties("NVIDIA A100-SXM4-40GB", 108)
+    found = gpu_of(SimpleNamespace(**vars(gpu), **told))
+    assert found.bandwidth == pytest.approx(1.555e12, rel=1e-3)
+    assert found.clock == pytest.approx(1.41e9)
+    silent = SimpleNamespace(**vars(gpu), **dict.fromkeys(told, 0))
+    assert gpu_of(silent) == gpu_of(gpu) and gpu_of(gpu).bandwidth == GPUS["A100"].bandwidth
+    assert gpu_of(properties("NVIDIA GH200 480GB", 132)) is None
+
+
 def test_explain_is_of_the_tensors_gpu_else_of_an_h100(monkeypatch):
     def answer(name, sms=132, **options):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties(name, sms))

@@ -161,9 +161,14 @@ try:
 except NotImplementedError as error:
     print(error)
 print(fastconv.build_info()["Triton"])
+try:  # as for a tensor on CUDA
+    fastconv.ops.registry._on_triton("conv2d", ())
+except NotImplementedError as error:
+    print(error)
 """)
     assert output.startswith("9.0\n") and "not installed" in output.splitlines()[1]
     assert output.splitlines()[2].startswith("no")
+    assert output.splitlines()[3].startswith("conv2d: fastconv was built without CUDA")
 
 
 def test_without_the_interpreter_the_ops_are_traced_but_want_a_gpu():

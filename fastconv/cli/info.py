@@ -1,4 +1,4 @@
-"""`python -m fastconv info`: versions, what was built, the processor, the environment."""
+"""`python -m fastconv info`: versions, what was built, processor, GPUs, environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import fastconv
 def add_parser(commands) -> None:
     parser = commands.add_parser(
         "info",
-        help="versions, what was built, the processor, environment variables",
+        help="versions, what was built, processor and GPUs, environment variables",
         description="Prints what is needed to understand a result or to report a fault.",
     )
     parser.set_defaults(run=run)
@@ -28,13 +28,29 @@ def sections() -> dict[str, Mapping[str, object]]:
         "versions": {
             "fastconv": fastconv.__version__,
             "torch": torch.__version__,
+            "torch's CUDA": torch.version.cuda or "none",
             "python": platform.python_version(),
             "system": f"{platform.system()} {platform.machine()}",
         },
         "build": fastconv.build_info(),
         "processor": fastconv.cpu_info(),
+        "GPUs": gpus(),
         "environment": variables or {"FASTCONV_*": "none set"},
     }
+
+
+def gpus() -> dict[str, str]:
+    """Those that torch can use, by device."""
+    if not torch.cuda.is_available():
+        return {"cuda": "none that this torch can use"}
+    found = {}
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        capability = f"compute capability {gpu.major}.{gpu.minor}"
+        found[f"cuda:{index}"] = (
+            f"{gpu.name}, {capability}, {gpu.multi_processor_count} multiprocessors"
+        )
+    return found
 
 
 def text(value: object) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch.autograd import Function, forward_ad
 
 from .. import _C
-from ..backend import NAMESPACES, chosen, current_backend, load_triton
+from ..backend import NAMESPACES, chosen, current_backend, has_triton, load_triton
 
 Save = Callable[[Any, tuple, Any], None]
 Backward = Callable[..., Any]
@@ -154,8 +154,17 @@ def _serve_cuda(name: str) -> None:
     """Triton runs the op for CUDA tensors; it is imported when the first one comes."""
 
     def run(*args):
-        load_triton()
-        return getattr(torch.ops.fastconv_triton, name + "_raw")(*args)
+        return _on_triton(name, args)
 
     for each in (name, name + "_raw"):
         _cuda.impl(each, run, "CUDA")
+
+
+def _on_triton(name: str, args: tuple):
+    if not has_triton():
+        raise NotImplementedError(
+            f"{name}: fastconv was built without CUDA, as no CUDA toolkit (nvcc) was found, and "
+            "the package triton, whose kernels would serve tensors on CUDA, is not installed"
+        )
+    load_triton()
+    return getattr(torch.ops.fastconv_triton, name + "_raw")(*args)
