@@ -1,5 +1,6 @@
 """Training: schedules, determinism, checkpoints, resuming, and what a checkpoint is good for."""
 
+import copy
 import signal
 import subprocess
 import sys
@@ -169,6 +170,24 @@ def test_the_scale_is_part_of_what_is_gone_on_from():
         for _ in training.run():
             pass
     assert_same_bits(stopped.model.state_dict(), resumed.model.state_dict())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_state_of_another_device_leaves_the_optimizer_as_it_is_here(optimizer, monkeypatch):
+    """Those of a GPU are fused, and take the scaler's results, which others refuse."""
+    settings, pictures = replace(LENET, optimizer=optimizer, amp="float16"), few(40)
+    elsewhere = Training(settings, pictures, CPU)
+    next(elsewhere.run())
+    kinds = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+    monkeypatch.setattr(  # as on a GPU
+        Training,
+        "_make_optimizer",
+        lambda self: kinds[optimizer](self.model.parameters(), 0.01, fused=True),
+    )
+    here = Training(settings, pictures, CPU)
+    here.load_state(elsewhere.model.state_dict(), copy.deepcopy(elsewhere.state()))
+    next(here.run())
+    assert here.step == 2 and here.optimizer.param_groups[0]["fused"]
 
 
 def test_a_checkpoint_from_before_mixed_precision(trained, tmp_path):

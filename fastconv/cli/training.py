@@ -157,7 +157,11 @@ class Training:
     def load_state(self, model: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Goes on where `state` was taken."""
         self.model.load_state_dict(model)
-        self.optimizer.load_state_dict(state["optimizer"])
+        optimizer = state["optimizer"]
+        own = zip(optimizer["param_groups"], self.optimizer.param_groups, strict=True)
+        # The state may be of another device, where optimizers are not fused as they are here.
+        groups = [{**group, "fused": here["fused"]} for group, here in own]
+        self.optimizer.load_state_dict({**optimizer, "param_groups": groups})
         self.scaler.load_state_dict(state.get("scaler", {}))  # older checkpoints have none
         self.step, self.history = state["step"], list(state["history"])
         self.loss_sum, self.right, self.seen = state["epoch"]
