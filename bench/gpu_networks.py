@@ -31,10 +31,12 @@ from gpu_common import (
 NAMES = (*models.SIX, "resnet50")
 
 
-def pair_of(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """fastconv's network and torch's with the same weights."""
-    ours = models.NETWORKS[name]().eval().requires_grad_(False)
-    twin = models.NETWORKS[name](layers=torch_layers).eval().requires_grad_(False)
+def pair_of(name: str, device: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """fastconv's network and torch's with the same weights, drawn on the device: on the CPU that
+    takes seconds for VGG 16."""
+    with torch.device(device):
+        ours = models.NETWORKS[name]().eval().requires_grad_(False)
+        twin = models.NETWORKS[name](layers=torch_layers).eval().requires_grad_(False)
     twin.load_state_dict(ours.state_dict())
     return ours, twin
 
@@ -46,7 +48,7 @@ def measure(clock, request: dict, precision: Precision, batch: int, device: str,
     moved = precision.dtype.itemsize * torch.Size(size).numel()
     ours, twin = (
         module.to(device, precision.dtype, memory_format=torch.channels_last)
-        for module in pair_of(name)
+        for module in pair_of(name, device)
     )
     inputs = [
         torch.randn(size, device=device).to(precision.dtype, memory_format=torch.channels_last)

@@ -62,7 +62,7 @@ def measure(clock, request: dict, precision: Precision, batch: int, device: str,
         for _ in range(input_sets(clock, 4 * torch.Size(size).numel(), most=2))
     ]
     labels = torch.arange(batch, device=device) % 10
-    ours, twin = gpu_networks.pair_of(name)
+    ours, twin = gpu_networks.pair_of(name, device)
     networks = {"torch": twin, "fastconv": ours}
     if compiled:
         torch._dynamo.reset()

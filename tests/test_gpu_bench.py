@@ -119,6 +119,7 @@ def test_networks(counted, tmp_path):
     assert gpu_networks.main(arguments) == 0
     (row,) = json.loads(out.read_text())["rows"]
     assert list(row["seconds"]) == ["torch", "fastconv"] and not row["errors"]
+    assert all(p.is_meta for net in gpu_networks.pair_of("lenet", "meta") for p in net.parameters())
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
@@ -134,7 +135,7 @@ def test_training_steps(counted, tmp_path, capsys, precision):
 
 def test_a_training_step_is_one(monkeypatch):
     """The parameters that SGD makes of the gradients; float16's are scaled and unscaled again."""
-    ours, twin = gpu_networks.pair_of("lenet")
+    ours, twin = gpu_networks.pair_of("lenet", "cpu")
     x, labels = torch.randn(3, 1, 28, 28), torch.arange(3)
     step = gpu_train.Step(ours, torch.float16, "cpu")
     optimizer = torch.optim.SGD(twin.train().requires_grad_().parameters(), 1e-3, momentum=0.9)
@@ -152,8 +153,8 @@ def test_a_training_step_is_one(monkeypatch):
 def test_a_training_step_of_a_wrong_network_is_not_timed(counted, tmp_path, monkeypatch):
     right = gpu_networks.pair_of
 
-    def wrong(name):
-        ours, twin = right(name)
+    def wrong(*which):
+        ours, twin = right(*which)
         with torch.no_grad():
             ours[0].weight.mul_(3)
         return ours, twin
