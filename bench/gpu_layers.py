@@ -5,7 +5,7 @@
 A layer in three forms: bare, with bias and ReLU, with bias, residual and ReLU; against separate
 kernels ("torch"), cuDNN's own fusion ("cudnn"), torch.compile ("compile"), with --triton also
 fastconv's Triton kernels, and FlagGems where it is installed; float32 without TF32 against torch in
-NCHW too. With --backward instead the bare forward pass and each gradient by itself. Every result is
+NCHW too. With --backward instead each gradient by itself and the bare forward pass. Every result is
 compared with torch's before it is timed. A gain above 1 is faster; the roofline's ceilings, a copy
 and a matmul, are measured first (float32's is a matmul without TF32, which 3xTF32 may pass).
 """
@@ -37,7 +37,7 @@ from gpu_common import (
 )
 
 FORMS = ("bare", "relu", "residual")
-GRADIENTS = ("input_grad", "weight_grad")  # with --backward, after the bare forward
+GRADIENTS = ("input_grad", "weight_grad")  # with --backward, before the bare forward
 COMPILED = "+compile"  # the same form beside torch.compile, measured last: compiling takes long
 Operands = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 # x, w, bias, and what has the output's size: residual, or incoming gradient
@@ -196,20 +196,22 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument(
         "--backward",
         action="store_true",
-        help="bare forward, input gradient and weight gradient, each by itself",
+        help="input gradient, weight gradient and bare forward, each by itself",
     )
     options = options.parse_args(arguments)
-    forms = ("bare", *GRADIENTS) if options.backward else FORMS
+    forms = (*GRADIENTS, "bare") if options.backward else FORMS
     clock = clock_for(options.device)
     results = Results(
         options.json, head_of("gpu_layers", clock, options), ("name", "precision", "form")
     )
     roof = results.document["ceilings"]
     layers = {layer.name: layer for layer in LAYERS if re.search(options.filter, layer.name)}
-    requests = [  # where time is short, every layer in the first form
+    first, *others = options.precision or PRECISIONS
+    requests = [  # where time is short, all of the first precision, then the others' first forms
         {"name": name, "precision": precision, "form": form}
-        for precision in options.precision or PRECISIONS
+        for precisions in ([first], others)
         for form in forms
+        for precision in precisions
         for name in layers
     ]
     requests += [

@@ -73,6 +73,8 @@ def test_layers_in_every_precision_and_form(counted, tmp_path, capsys):
         assert list(row["seconds"]) == names
         assert row["seconds"]["fastconv"]["graph"] == row["seconds"]["fastconv"]["eager"] / 2
     first = {(row["precision"], row["form"]): row["floor"] for row in rows[::-1]}
+    forms = [form for _, form in first][::-1]
+    assert forms == [*gpu_layers.FORMS, *sorted(3 * gpu_layers.FORMS)]  # of float16; of the others
     # conv2d 1->6 5x5 of 28x28, padded: 2 * 784 * 6 * 25 operations at 1 a second
     assert first["float16", "bare"] == 2 * 784 * 6 * 25
     assert "geometric" not in capsys.readouterr().err
@@ -84,7 +86,7 @@ def test_gradients_of_layers(counted, tmp_path):
     assert gpu_layers.main(arguments) == 0
     rows = json.loads((tmp_path / "a").read_text())["rows"]
     assert [row["form"] for row in rows] == [
-        form for form in ("bare", "input_grad", "weight_grad") for _ in range(3)
+        form for form in ("input_grad", "weight_grad", "bare") for _ in range(3)
     ]
     assert not any(row["errors"] for row in rows)
     assert all({"torch", "fastconv"} <= set(row["seconds"]) for row in rows)
