@@ -99,7 +99,7 @@ limited() { # PARTS COMMAND...
 tests() { # PARTS TEST...; pytest tells what failed when it is interrupted, without its workers
   local seconds
   seconds=$(share "$1")
-  limited "$1" timeout --foreground -s INT $((seconds - (seconds < 150 ? seconds / 10 : 15))) \
+  limited "$1" timeout --foreground -s INT $((seconds - (seconds < 60 ? seconds / 4 : 15))) \
     "${pytest[@]}" "${workers[@]}" "${@:2}"
 }
 bench() { # PARTS SCRIPT NAME [OPTION...]; stops by itself where time for one more row is left
