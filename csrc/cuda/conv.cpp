@@ -6,8 +6,8 @@
 #include "conv_direct.h"
 #include "conv_implicit_gemm.h"
 #include "conv_stem.h"
-#include "pixels.h"
 #include "known_tiles.h"
+#include "pixels.h"
 
 namespace fastconv::cuda {
 namespace {

@@ -9,8 +9,8 @@
 #include "conv_input_grad.h"
 #include "conv_stem.h"
 #include "conv_weight_grad.h"
-#include "pixels.h"
 #include "known_tiles.h"
+#include "pixels.h"
 
 namespace fastconv::cuda {
 namespace {
