@@ -12,6 +12,10 @@ EXPORT void* emulator_allocate(int64_t bytes, int32_t right, const char* name) {
   return emulator::allocate(bytes, right, name);
 }
 EXPORT void emulator_release(void* data) { emulator::release(data); }
+EXPORT void emulator_admit(void* data, int64_t bytes, const char* name) {
+  emulator::admit(data, bytes, name);
+}
+EXPORT void emulator_dismiss() { emulator::dismiss(); }
 
 // Shared-memory phases and the cycles they took, counted since the last call.
 EXPORT void emulator_take_bank_count(int64_t counts[2]) {

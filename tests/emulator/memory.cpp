@@ -106,6 +106,17 @@ void* allocate(int64_t bytes, bool right, const char* name) {
   return b.data;
 }
 
+void admit(void* data, int64_t bytes, const char* name) {
+  buffers.push_back({nullptr, static_cast<char*>(data), 0, size_t(bytes), name});
+}
+
+void dismiss() {
+  buffers.erase(
+      std::remove_if(buffers.begin(), buffers.end(), [](const Buffer& b) { return !b.region; }),
+      buffers.end());
+  last_hit = 0;
+}
+
 void release(void* data) {
   for (size_t i = 0; i < buffers.size(); ++i) {
     if (buffers[i].data != data) continue;
@@ -118,6 +129,7 @@ void release(void* data) {
 
 bool check_canaries() {
   for (const Buffer& b : buffers) {
+    if (!b.region) continue;
     const char* end = b.region + b.region_bytes - kPage;
     for (const char* c = b.region + kPage; c < end; ++c) {
       if (c == b.data) c += b.bytes;

@@ -9,6 +9,10 @@ namespace emulator {
 void* allocate(int64_t bytes, bool right, const char* name);
 void release(void* data);
 
+// Memory of others that the next launches may use, until dismiss(); around it is nothing to check.
+void admit(void* data, int64_t bytes, const char* name);
+void dismiss();
+
 void count_phase(const uint32_t* addresses, int lanes, int bytes);
 
 }  // namespace emulator

@@ -51,6 +51,7 @@ std::map<std::string, Kernel> parse(const std::string& text);
 // How an opcode runs, its operands split off; null: unknown.
 Run find_run(const std::string& opcode);
 using Table = std::map<std::string, Run>;
+void add_halves(Table& table);    // ptx_halves.cpp: arithmetic of 16-bit types
 void add_memory(Table& table);    // ptx_memory.cpp: loads, stores, copies; jumps and barriers
 void add_matrices(Table& table);  // ptx_matrix.cpp: what a warp does together
 

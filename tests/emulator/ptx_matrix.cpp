@@ -80,19 +80,24 @@ void move_matrices(Frame* const* f, const Instruction& i) {
       }
 }
 
-// d = a b + c of float64: a 8 x 4, b 4 x 8; PTX ISA manual, "Matrix Fragments for mma.m8n8k4".
+// d = a b + c of float64, of kRows x 8, b kDepth x 8: PTX ISA manual, "Matrix Fragments for
+// mma.m8n8k4" and "... mma.m16n8k4, m16n8k8 and m16n8k16 with .f64".
+template <int kRows, int kDepth>
 void multiply_f64(Frame* const* f, const Instruction& i) {
-  double d[32][2];
+  constexpr int kD = kRows / 4, kA = kRows / 8 * kDepth / 4, kB = kDepth / 4;
+  double d[32][kD];
   for (int lane = 0; lane < 32; ++lane)
-    for (int e = 0; e < 2; ++e) {
-      const int row = lane / 4, column = lane % 4 * 2 + e;
-      d[lane][e] = get<double>(*f[lane], i.slot[4 + e]);
-      for (int k = 0; k < 4; ++k)
-        d[lane][e] +=
-            get<double>(*f[4 * row + k], i.slot[2]) * get<double>(*f[4 * column + k], i.slot[3]);
+    for (int e = 0; e < kD; ++e) {
+      const int column = lane % 4 * 2 + e % 2;
+      d[lane][e] = get<double>(*f[lane], i.slot[kD + kA + kB + e]);
+      for (int k = 0; k < kDepth; ++k) {
+        const int a = k / 4 * (kRows / 8) + e / 2, b = k / 4;
+        d[lane][e] += get<double>(*f[lane / 4 * 4 + k % 4], i.slot[kD + a]) *
+                      get<double>(*f[4 * column + k % 4], i.slot[kD + kA + b]);
+      }
     }
   for (int lane = 0; lane < 32; ++lane)
-    for (int e = 0; e < 2; ++e) set(*f[lane], i.slot[e], d[lane][e]);
+    for (int e = 0; e < kD; ++e) set(*f[lane], i.slot[e], d[lane][e]);
 }
 
 // A matrix in shared memory as a descriptor says: PTX ISA manual, "Matrix Descriptor" and
@@ -200,7 +205,10 @@ void add_matrices(Table& table) {
   table[mma + "m16n8k16.row.col.f32.f16.f16.f32"] = multiply<wrapped::mma_m16n8k16<half>>;
   table[mma + "m16n8k16.row.col.f32.bf16.bf16.f32"] = multiply<wrapped::mma_m16n8k16<bf16>>;
   table[mma + "m16n8k8.row.col.f32.tf32.tf32.f32"] = multiply<wrapped::mma_m16n8k8_tf32>;
-  table[mma + "m8n8k4.row.col.f64.f64.f64.f64"] = in_step<multiply_f64>;
+  table[mma + "m8n8k4.row.col.f64.f64.f64.f64"] = in_step<multiply_f64<8, 4>>;
+  table[mma + "m16n8k4.row.col.f64.f64.f64.f64"] = in_step<multiply_f64<16, 4>>;
+  table[mma + "m16n8k8.row.col.f64.f64.f64.f64"] = in_step<multiply_f64<16, 8>>;
+  table[mma + "m16n8k16.row.col.f64.f64.f64.f64"] = in_step<multiply_f64<16, 16>>;
   add_warpgroups<half>(table, "f16"), add_warpgroups<bf16>(table, "bf16");
   add_warpgroups<float>(table, "tf32");
   for (const char* kind : {"fence", "commit_group", "wait_group"})  // done when it was issued

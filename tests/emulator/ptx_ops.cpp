@@ -1,6 +1,5 @@
 // What each opcode does: PTX ISA manual, "Instruction Set".
 #include <cmath>
-#include <functional>
 
 #include <type_traits>
 
@@ -12,8 +11,6 @@ namespace emulator::ptx {
 namespace {
 
 namespace wrapped = fastconv::cuda::ptx;  // the instructions that the sources' wrappers stand for
-using fastconv::cuda::bf16;
-using fastconv::cuda::half;
 
 // An instruction of a result of type D from sources a, b, c of type S.
 #define FASTCONV_PTX(opcode, D, S, expression)                                   \
@@ -126,53 +123,6 @@ void floats(Table& table, const std::string& type) {
   FASTCONV_PTX("max.NaN." + type, T, T, a != a ? a : b != b ? b : std::fmax(a, b));
 }
 
-// Of 16 bits: by way of float32, which holds every value.
-template <class T, class Compare>
-void compare_halves(Table& table, const std::string& name, const std::string& type) {
-  table["setp." + name + "." + type] = [](Frame& f, const Instruction& i) {
-    auto v = [&](int k) { return wrapped::to_float(get<T>(f, i.slot[k])); };
-    set(f, i.slot[0], Compare()(v(1), v(2)));
-  };
-  // p|q: of the low and of the high half of a register.
-  table["setp." + name + "." + type + "x2"] = [](Frame& f, const Instruction& i) {
-    auto v = [&](int k, int half) {
-      return wrapped::to_float(T{uint16_t(get<uint32_t>(f, i.slot[k]) >> 16 * half)});
-    };
-    for (int half = 0; half < 2; ++half) set(f, i.slot[half], Compare()(v(2, half), v(3, half)));
-  };
-}
-struct Unordered {
-  bool operator()(float a, float b) const { return a != a || b != b; }
-};
-float maximum_or_nan(float a, float b) { return a != a ? a : b != b ? b : fmaxf(a, b); }
-
-template <class T>
-void halves(Table& table, const std::string& type) {
-  compare_halves<T, std::equal_to<float>>(table, "eq", type);
-  compare_halves<T, std::less<float>>(table, "lt", type);
-  compare_halves<T, std::less_equal<float>>(table, "le", type);
-  compare_halves<T, std::greater<float>>(table, "gt", type);
-  compare_halves<T, std::greater_equal<float>>(table, "ge", type);
-  compare_halves<T, std::not_equal_to<float>>(table, "neu", type);
-  compare_halves<T, Unordered>(table, "nan", type);
-  FASTCONV_PTX("cvt.f32." + type, float, T, wrapped::to_float(a));
-  FASTCONV_PTX("cvt.rn." + type + ".f32", T, float, wrapped::from_float<T>(a));
-  FASTCONV_PTX("cvt.rn." + type + "x2.f32", uint32_t, float,
-               uint32_t(wrapped::from_float<T>(a).bits) << 16 | wrapped::from_float<T>(b).bits);
-  FASTCONV_PTX("max.NaN." + type, T, T,
-               wrapped::from_float<T>(maximum_or_nan(wrapped::to_float(a), wrapped::to_float(b))));
-  table["max.NaN." + type + "x2"] = [](Frame& f, const Instruction& i) {
-    uint32_t made = 0;
-    for (int by = 0; by < 32; by += 16) {
-      auto v = [&](int k) {
-        return wrapped::to_float(T{uint16_t(get<uint32_t>(f, i.slot[k]) >> by)});
-      };
-      made |= uint32_t(wrapped::from_float<T>(maximum_or_nan(v(1), v(2))).bits) << by;
-    }
-    set(f, i.slot[0], made);
-  };
-}
-
 // Of integers: cut, or extended by the source's sign.
 template <class D, class S>
 void convert(Table& table, const std::string& to, const std::string& from) {
@@ -263,11 +213,10 @@ Table make_table() {
     any_type<uint64_t>(table, kind + std::string("64"));
   }
   floats<float>(table, "f32"), floats<double>(table, "f64");
-  halves<half>(table, "f16"), halves<bf16>(table, "bf16");
   convert_from<int16_t>(table, "s16"), convert_from<uint16_t>(table, "u16");
   convert_from<int32_t>(table, "s32"), convert_from<uint32_t>(table, "u32");
   convert_from<int64_t>(table, "s64"), convert_from<uint64_t>(table, "u64");
-  of_words(table), add_memory(table), add_matrices(table);
+  of_words(table), add_halves(table), add_memory(table), add_matrices(table);
   // The halves of a register to two, or two to one.
   table["unpack.b32.2"] = [](Frame& f, const Instruction& i) {
     const uint32_t whole = get<uint32_t>(f, i.slot[2]);
