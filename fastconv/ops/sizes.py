@@ -132,7 +132,8 @@ def conv_shape(input: Sequence, weight: Sequence, window: Sequence) -> list:
 
 def check(condition: bool, message) -> None:
     """Raises RuntimeError, with symbolic sizes too."""
-    torch._check(condition, message)
+    if condition is not True:  # torch's own check of a bool costs a microsecond
+        torch._check(condition, message)
 
 
 def check_size(op: str, name: str, t: Tensor, size: Sequence) -> None:
@@ -145,12 +146,9 @@ def check_size(op: str, name: str, t: Tensor, size: Sequence) -> None:
 
 def empty(like: Tensor, size: Sequence, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised tensor of 4 dimensions in the memory format of `like`."""
-    return torch.empty(
-        size,
-        dtype=dtype or like.dtype,
-        device=like.device,
-        memory_format=suggest_memory_format(like),
-    )
+    order = (0, 2, 3, 1) if suggest_memory_format(like) == torch.channels_last else (0, 1, 2, 3)
+    # NOTE not `torch.empty` of a memory format: Inductor makes that dense in NCHW, then copies it.
+    return torch.empty_permuted(size, order, dtype=dtype or like.dtype, device=like.device)
 
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of csrc/problem.h

@@ -115,7 +115,7 @@ def _rows_like(t: Tensor) -> Tensor:
     """Where rows of channels are written: the tensor itself, or one of its size to copy from."""
     if t.shape[1] == 1 or t.stride(1) == 1:
         return t
-    return torch.empty_like(t, memory_format=torch.channels_last)
+    return torch.empty_permuted(t.shape, (0, 2, 3, 1), dtype=t.dtype, device=t.device)
 
 
 def _copied_asynchronously(p: ConvProblem, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
