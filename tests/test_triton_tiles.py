@@ -116,3 +116,15 @@ def test_a_parameter_is_launched_on_its_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: tensor)
     for tensor in (torch.ones(1), torch.nn.Parameter(torch.ones(1))):
         assert launch._on(tensor) is tensor
+
+
+def test_operands_of_tensor_cores_begin_at_16_bytes(launched):
+    """Of a slice the JIT would read value by value; rows of weights are those of a flat buffer."""
+    x, w = half(2, 48, 9, 8), torch.empty(32 * 24 + 3, dtype=torch.float16, device="meta")
+    at = {3: 0, 8: 8}  # of the first channel, as given and as launched
+    for first, launched_at in at.items():
+        operand = launch.channels_last(x[:, first : first + 24])
+        assert operand.storage_offset() == launched_at and operand.stride(1) == 1
+    rows = launch.rows_of_filters(w[3:].view(32, 24, 1, 1))
+    assert rows.storage_offset() == 0 and rows.is_contiguous()
+    assert launch.rows_of_filters(w[: 32 * 24].view(32, 24, 1, 1)).data_ptr() == w.data_ptr()

@@ -24,6 +24,7 @@ from .launch import (
     is_wide,
     launch,
     plane_unit,
+    rows_of_filters,
     strides,
     unit,
 )
@@ -46,7 +47,7 @@ def conv2d(y, input, weight, bias, residual, *settings) -> None:
         _depthwise(p, input, weight, y, bias, residual, activation, gradient=False)
         return
     if algorithm == "conv1x1" and (by := plane_unit(p.strides, input, y, residual)):
-        w = weight.permute(0, 2, 3, 1).contiguous()
+        w = rows_of_filters(weight)
         _planar_gemm(p, input, w, y, bias, residual, activation, by)
         return
     if not p.is_read_as_it_lies:
@@ -58,7 +59,7 @@ def conv2d(y, input, weight, bias, residual, *settings) -> None:
     if algorithm == "stem":
         p, input, weight = stem_problem(p), stem_window(p, input), stem_weights(p, weight)
     else:
-        weight = weight.permute(0, 2, 3, 1).contiguous()
+        weight = rows_of_filters(weight)
         input, weight = _copied_asynchronously(p, input, weight)
     _gemm(p, input, weight, out, bias, residual, activation, algorithm, gradient=False)
     if out is not y:
@@ -77,7 +78,7 @@ def conv2d_input_grad(dx, grad, weight, height, width, *settings) -> None:
     if algorithm == "depthwise":
         _depthwise(p, grad, weight, dx, None, None, 0, gradient=True)
         return
-    filters = weight.permute(0, 2, 3, 1).contiguous()  # (K, R, S, C / G); no copy of channels_last
+    filters = rows_of_filters(weight)  # (K, R, S, C / G)
     in_place = _are_read_transposed(filters)
     if algorithm == "conv1x1" and (by := plane_unit(p.strides, grad, dx)):
         w = filters if in_place else filters.transpose(0, 3).contiguous()

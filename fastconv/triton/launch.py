@@ -100,10 +100,22 @@ def strides(tensor: Tensor | None, by: int = 1) -> tuple[int, int, int, int]:
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    """The tensor, copied where its channels are not innermost."""
-    if tensor.shape[1] == 1 or tensor.stride(1) == 1:
-        return tensor
-    return tensor.contiguous(memory_format=torch.channels_last)
+    """The tensor, copied where its channels are not innermost, or it is not `is_aligned`."""
+    if tensor.shape[1] != 1 and tensor.stride(1) != 1:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor if is_aligned(tensor) else tensor.clone(memory_format=torch.channels_last)
+
+
+def rows_of_filters(weight: Tensor) -> Tensor:
+    """(K, R, S, C) of (K, C, R, S), contiguous and `is_aligned`; no copy of channels_last."""
+    rows = weight.permute(0, 2, 3, 1).contiguous()
+    return rows if is_aligned(rows) else rows.clone()
+
+
+def is_aligned(tensor: Tensor) -> bool:
+    """Whether its first value is at 16 bytes of its storage: of another address the JIT knows
+    nothing, loads are of one value each, not asynchronous, and what they keep is spilled."""
+    return tensor.storage_offset() * tensor.element_size() % 16 == 0
 
 
 def is_wide(n: int, *sizes: Sequence[int]) -> bool:
