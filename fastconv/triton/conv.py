@@ -250,14 +250,14 @@ def _depthwise(p, x, w, y, bias, residual, activation, gradient) -> None:
         numbers, most, phases, inside, out, channels = (0,) * 4, (p.R, p.S), 1, c, k, p.K
         w, height, width = w.permute(2, 3, 1, 0).contiguous(), p.P, p.Q
     by, y_by = unit(x, x.shape[1]), unit(y, channels, residual)
-    bm, bc = block(y, x, residual)
+    bm, bc = block(y, x, residual, innermost=tiles.depthwise_block(y.element_size()))
     launch(
         conv_depthwise, (cdiv(p.N * height * width, bm) * cdiv(channels, bc), 1, phases), y,
         x, w, y, bias, residual, p.N, *x.shape[2:], channels // y_by, *y.shape[2:],
         *strides(x, by), *strides(y, y_by), *strides(residual, y_by),
         p.stride_h, p.stride_w, p.pad_t, p.pad_l, p.dil_h, p.dil_w, *numbers,
         UNIT=by, Y_UNIT=y_by, R=p.R, S=p.S, FIRST_R=most[0], FIRST_S=most[1],
-        **tiles.taps_at_once(*most, inside), IN=inside, OUT=out, GRADIENT=gradient,
+        **tiles.taps_at_once(*most, 2 * inside), IN=inside, OUT=out, GRADIENT=gradient,
         WIDE=is_wide(p.N, (p.H + p.pad_t + p.pad_b, p.W + p.pad_l + p.pad_r), (p.P, p.Q)),
         ACTIVATION=activation, BM=bm, BC=bc, num_warps=4,
     )  # fmt: skip

@@ -73,7 +73,8 @@ def conv_depthwise(
                 tap = (first_r + r * next_r) * S + first_s + s * next_s
                 for i in tl.static_range(IN):
                     a = widen(tl.load(places + (at + i * x_c), mask=reads, other=0.0))
-                    b = widen(tl.load(w + (tap * IN + i) * K + k, mask=exists, other=0.0))
+                    filters = w + tl.cast(tap * IN + i, tl.int64) * K
+                    b = widen(tl.load(filters + k, mask=exists, other=0.0))
                     acc += a * b[None, :]
     store_outputs(
         acc, y, bias, residual,

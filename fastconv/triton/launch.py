@@ -124,9 +124,10 @@ def is_wide(n: int, *sizes: Sequence[int]) -> bool:
     return any(n * h * w >= most or h >= 1 << 30 or w >= 1 << 30 for h, w in sizes)
 
 
-def block(*operands: Tensor | None) -> tuple[int, int]:
-    """Outputs and channels of a block, so that neighbours in memory share it."""
+def block(*operands: Tensor | None, innermost=CHANNELS_INNERMOST) -> tuple[int, int]:
+    """Outputs and channels of a block, so that neighbours in memory share it; `innermost` where
+    those are channels."""
     if not operands[0].is_cuda and INTERPRETING:
         return INTERPRETED_BLOCK
     last = all(t is None or t.stride(1) == 1 for t in operands) and operands[0].shape[1] > 1
-    return CHANNELS_INNERMOST if last else COLUMNS_INNERMOST
+    return innermost if last else COLUMNS_INNERMOST

@@ -169,6 +169,13 @@ def choose_sums(planes: int, plane: int, width: int, splits: int, device: Device
     return at_once, rows, columns
 
 
+def depthwise_block(element_size: int) -> tuple[int, int]:
+    """CHANNELS_INNERMOST of twice the outputs in half types: a thread's two pixels share a tap's
+    weights, whose loads and conversions are a third of its instructions (computed)."""
+    outputs, channels = CHANNELS_INNERMOST
+    return (2 * outputs if element_size == 2 else outputs), channels
+
+
 def taps_at_once(rows: int, columns: int, each: int = 1) -> dict[str, int]:
     """ROWS and COLUMNS of a window's taps that are under way together in kernels bound by memory,
     with `each` loads: all of a small window, a row of a large one or a part that divides it."""
