@@ -141,8 +141,10 @@ def having(counts: dict[str, int], name: str) -> bool:
 
 @pytest.mark.parametrize("case, arch", cases([*GEMMS, *OTHERS, *MEMORY]))
 def test_nothing_is_spilled(case, arch):
+    """Nothing in a loop; beside it at most four words, by which ptxas fits a block more (Triton 3.6
+    and 3.9 spill two in some kernels, 3.8 none)."""
     for kernel in compiled(arch, case in QUICK)[case]:
-        assert spilled(kernel["code"]) == 0 and kernel["local"] == 0, kernel
+        assert spilled(kernel["loop"]) == 0 and kernel["local"] <= 16, kernel
 
 
 @pytest.mark.parametrize("case, arch", cases(ANY))
@@ -203,8 +205,24 @@ def test_kernels_bound_by_memory_read_rows_of_16_bytes(case, arch):
             continue
         assert having(kernel["code"], "LDG.E.128"), kernel
         # Five blocks of a multiprocessor: 20 warps, each with 9 loads and more of 512 bytes under
-        # way, are three times the bytes that an H100 needs.
-        assert kernel["registers"] <= 96, kernel
+        # way, are three times the bytes that an H100 needs. Four where 18 loads are, of the nine
+        # windows that cover an input at stride 1.
+        most = 112 if kernel["kernel"] == "max_pool_grad" else 96
+        assert kernel["registers"] <= most, kernel
+
+
+@pytest.mark.parametrize("case, arch", cases(["pools f16", "pools bf16", "depthwise f16"]))
+def test_instructions_of_16_bytes(case, arch):
+    """An H100 copies 16 bytes in the time of 280 instructions (computed: 3.35 TB/s, read and
+    written, by 132 multiprocessors of 128 lanes at 1.755 GHz)."""
+    # A maximum of 3x3 windows, two apart, and its index are 88 bytes: as much as 780 copy.
+    most = {"max_pool": 780, "max_pool_grad_patches": 170, "conv_depthwise": 500}
+    for kernel in compiled(arch, case in QUICK)[case]:
+        stores = kernel["code"].get("STG.E.128", 0)
+        if kernel["kernel"] in most:
+            loop = 2 * sum(kernel["loop"].values()) if kernel["kernel"] == "conv_depthwise" else 0
+            done = sum(kernel["code"].values()) + loop  # a row of three taps each time
+            assert done / stores <= most[kernel["kernel"]], kernel
 
 
 def test_every_tile_fits_the_gpus_of_its_table():

@@ -159,6 +159,26 @@ def test_pool_gradients_of_large_windows_and_of_foreign_indices():
     assert y.flatten().tolist() == [0, 3, 0, 0]
 
 
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize(
+    "window",
+    [(3, 2, 1), ((3, 2), (2, 1), (1, 0), (1, 2)), ((2, 4), (1, 2), 1, (2, 1), True), (2, 2)],
+)
+def test_max_pool_gradients_by_patches(window, layout, monkeypatch):
+    """Strides of 2: an odd size leaves patches without a lower row or a right column."""
+    from fastconv.triton import max_pool, pool
+
+    launched, launch = [], pool.launch
+    monkeypatch.setattr(pool, "launch", lambda k, *a, **c: (launched.append(k), launch(k, *a, **c)))
+    x = test_pool.tensor(layout, size=(2, 3, 9, 11)).requires_grad_()
+    y = F.max_pool2d(x, *window)
+    assert y.isfinite().all()
+    dy = torch.randn_like(y)
+    ours = torch.autograd.grad(fastconv.max_pool2d(x, *window), x, dy)[0]
+    assert launched[-1] is max_pool.max_pool_grad_patches
+    torch.testing.assert_close(ours, torch.autograd.grad(y, x, dy)[0])
+
+
 @pytest.mark.parametrize("name", test_pool.FUNCTIONS)
 def test_pool_gradients_of_gradients(name):
     """Linear in the incoming gradient, so that what the second gradient must be is known."""

@@ -39,6 +39,21 @@ def widen(x):
 
 
 @triton.jit
+def widen_to_compare(x):
+    """`widen`, of which LLVM does not see that it changes no order: it would compare half types in
+    pairs, whose results take more instructions to tell apart than conversions do."""
+    if x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    elif x.dtype == tl.float16 and not INTERPRETED:
+        return tl.inline_asm_elementwise(
+            "{ .reg .b16 lo, hi; mov.b32 {lo, hi}, $2; cvt.f32.f16 $0, lo; cvt.f32.f16 $1, hi; }",
+            "=r,=r,r", [x], dtype=tl.float32, is_pure=True, pack=2,
+        )  # fmt: skip
+    else:
+        return widen(x)
+
+
+@triton.jit
 def narrow(x, dtype: tl.constexpr):
     """The arithmetic's type to storage, rounded to nearest even."""
     if INTERPRETED and dtype == tl.bfloat16:

@@ -5,9 +5,10 @@ plane (INDEX 2); without one (INDEX 0) the kernel is a chain of maxima. The grad
 input looks at the windows that cover it, so nothing is added atomically.
 """
 
+import triton
 import triton.language as tl
 
-from .language import kernel, narrow, offsets, outputs_at, widen
+from .language import kernel, narrow, offsets, outputs_at, widen, widen_to_compare
 
 
 @kernel
@@ -50,7 +51,9 @@ def max_pool(
                 reads = reads[:, None] & columns_in[None, :]
                 at = offsets(0, r * dil_h, s * dil_w, 0, x_h, x_w, UNIT)
                 value = tl.load(places + at, mask=reads, other=float("-inf"))
-                if WIDEN:
+                if INDEX:
+                    value = widen_to_compare(value)
+                elif WIDEN:
                     value = widen(value)
                 if INDEX == 0:
                     best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
@@ -123,6 +126,91 @@ def max_pool_grad(
     places = row[:, None] + (c * dx_c)[None, :]
     inside = valid[:, None] & columns_in[None, :]
     tl.store(places, narrow(acc, dx.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def take(
+    acc, found, value, i: tl.constexpr, j: tl.constexpr, a: tl.constexpr, b: tl.constexpr,
+    R: tl.constexpr, S: tl.constexpr, stride_h: tl.constexpr, stride_w: tl.constexpr,
+    dil_h: tl.constexpr, dil_w: tl.constexpr,
+):  # fmt: skip
+    """acc and the value of the window (i, j) above and to the left of a patch, where its index says
+    the patch's input (a, b): a constant tap, unless that lies between taps or past the last."""
+    r: tl.constexpr = i * stride_h + a
+    s: tl.constexpr = j * stride_w + b
+    if r % dil_h == 0 and r // dil_h < R and s % dil_w == 0 and s // dil_w < S:
+        acc += tl.where(found == r // dil_h * S + s // dil_w, value, 0.0)
+    return acc
+
+
+@triton.jit
+def store_place(
+    acc, places, h, w, valid, columns_in, H, W, dx_h, dx_w, a: tl.constexpr, b: tl.constexpr,
+    UNIT: tl.constexpr,
+):  # fmt: skip
+    """Stores acc [BM, BC] at (h + a, w + b), where that is inside."""
+    inside = valid & (h + a >= 0) & (h + a < H) & (w + b >= 0) & (w + b < W)
+    at = offsets(0, a, b, 0, dx_h, dx_w, UNIT)
+    mask = inside[:, None] & columns_in[None, :]
+    tl.store(places + at, narrow(acc, places.dtype.element_ty), mask=mask)
+
+
+@kernel
+def max_pool_grad_patches(
+    dy, index, dx, N, C, H, W, P, Q, D0, D1,
+    dy_n, dy_h, dy_w, dy_c, index_n, index_h, index_w, index_c, dx_n, dx_h, dx_w, dx_c,
+    pad_h, pad_w, R: tl.constexpr, S: tl.constexpr,
+    stride_h: tl.constexpr, stride_w: tl.constexpr, dil_h: tl.constexpr, dil_w: tl.constexpr,
+    windows_h: tl.constexpr, windows_w: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """`max_pool_grad` of a stride of 2 and of indices within windows, by patches of stride_h x
+    stride_w inputs: windows are read once for all of a patch, whose taps are constants.
+
+    Grid: tiles of the N D0 D1 patches x tiles of C.
+    """
+    C = C * UNIT
+    tiles = tl.cdiv(C, BC)
+    n, p, q = outputs_at(tl.program_id(0) // tiles, N, D0, D1, BM, WIDE)
+    c = (tl.program_id(0) % tiles * BC + tl.arange(0, BC)).to(tl.int64)
+    valid, columns_in = n < N, c < C
+    acc = tl.zeros((BM, BC), tl.float64 if dx.dtype.element_ty == tl.float64 else tl.float32)
+    acc_01, acc_10, acc_11 = acc, acc, acc  # the patch's inputs to the right and below
+    row = index + offsets(n, p, q, index_n, index_h, index_w, UNIT)
+    indices = row[:, None] + (c * index_c)[None, :]
+    row = dy + offsets(n, p, q, dy_n, dy_h, dy_w, UNIT)
+    values = row[:, None] + (c * dy_c)[None, :]
+    for i in tl.static_range(windows_h):
+        for j in tl.static_range(windows_w):
+            reads = valid & (p >= i) & (p - i < P) & (q >= j) & (q - j < Q)
+            reads = reads[:, None] & columns_in[None, :]
+            at = offsets(0, -i, -j, 0, index_h, index_w, UNIT)
+            found = tl.load(indices + at, mask=reads, other=0).to(tl.int32)
+            at = offsets(0, -i, -j, 0, dy_h, dy_w, UNIT)
+            value = widen(tl.load(values + at, mask=reads, other=0.0))
+            acc = take(acc, found, value, i, j, 0, 0, R, S, stride_h, stride_w, dil_h, dil_w)
+            if stride_w == 2:
+                acc_01 = take(
+                    acc_01, found, value, i, j, 0, 1, R, S, stride_h, stride_w, dil_h, dil_w
+                )
+            if stride_h == 2:
+                acc_10 = take(
+                    acc_10, found, value, i, j, 1, 0, R, S, stride_h, stride_w, dil_h, dil_w
+                )
+            if stride_h == 2 and stride_w == 2:
+                acc_11 = take(
+                    acc_11, found, value, i, j, 1, 1, R, S, stride_h, stride_w, dil_h, dil_w
+                )
+    h, w = p * stride_h - pad_h, q * stride_w - pad_w
+    row = dx + offsets(n, h, w, dx_n, dx_h, dx_w, UNIT)
+    places = row[:, None] + (c * dx_c)[None, :]
+    store_place(acc, places, h, w, valid, columns_in, H, W, dx_h, dx_w, 0, 0, UNIT)
+    if stride_w == 2:
+        store_place(acc_01, places, h, w, valid, columns_in, H, W, dx_h, dx_w, 0, 1, UNIT)
+    if stride_h == 2:
+        store_place(acc_10, places, h, w, valid, columns_in, H, W, dx_h, dx_w, 1, 0, UNIT)
+    if stride_h == 2 and stride_w == 2:
+        store_place(acc_11, places, h, w, valid, columns_in, H, W, dx_h, dx_w, 1, 1, UNIT)
 
 
 @kernel

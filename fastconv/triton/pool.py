@@ -9,8 +9,8 @@ import torch
 
 from .avg_pool import avg_pool, avg_pool_grad, avg_pool_large
 from .launch import block, cdiv, is_wide, launch, strides, unit
-from .max_pool import max_pool, max_pool_gather, max_pool_grad
-from .tiles import taps_at_once
+from .max_pool import max_pool, max_pool_gather, max_pool_grad, max_pool_grad_patches
+from .tiles import MOST_TAPS, taps_at_once
 
 LARGE = 64  # places from which on a window has a block of its own
 
@@ -48,12 +48,23 @@ def max_pool2d_grad(dx, grad, index, height, width, *window) -> None:
     n, c = grad.shape[:2]
     by = unit(grad, c, index, dx)
     bm, bc = block(dx, grad, index)
+    pads = window[4:6]
+    places = *strides(grad, by), *strides(index, by), *strides(dx, by), *pads
+    constants = dict(
+        **_window(kernel, stride, dilation), windows_h=cover[0], windows_w=cover[1], UNIT=by,
+        WIDE=_wide(dx, grad, window), BM=bm, BC=bc, num_warps=4,
+    )  # fmt: skip
+    if _index_kind(index) == 1 and max(stride) == 2 and cover[0] * cover[1] <= MOST_TAPS:
+        sizes = [cdiv(d + pad, s) for d, pad, s in zip((height, width), pads, stride, strict=True)]
+        launch(
+            max_pool_grad_patches, (cdiv(n * sizes[0] * sizes[1], bm) * cdiv(c, bc),), grad, grad,
+            index, dx, n, c // by, height, width, *grad.shape[2:], *sizes, *places, **constants,
+        )  # fmt: skip
+        return
     launch(
         max_pool_grad, (cdiv(n * height * width, bm) * cdiv(c, bc),), grad, grad, index, dx,
-        n, c // by, height, width, *grad.shape[2:], *strides(grad, by), *strides(index, by),
-        *strides(dx, by), *window[4:6], **_window(kernel, stride, dilation), **taps_at_once(*cover),
-        windows_h=cover[0], windows_w=cover[1], UNIT=by, INDEX=_index_kind(index),
-        WIDE=_wide(dx, grad, window), BM=bm, BC=bc, num_warps=4,
+        n, c // by, height, width, *grad.shape[2:], *places, **taps_at_once(*cover),
+        INDEX=_index_kind(index), **constants,
     )  # fmt: skip
 
 
