@@ -105,11 +105,15 @@ def compiled(arch: int, quick: bool) -> dict[str, list[dict]]:
     return {found["case"]: found["made"] for found in json.loads(made.read_text())}
 
 
-def compile_in_a_process(script: Path, arch: int, names: list[str]) -> str:
+def child_environment() -> dict[str, str]:
+    """Of a process that does not interpret."""
     kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    kept["PYTHONPATH"] = os.pathsep.join(sys.path)
+    return {**kept, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def compile_in_a_process(script: Path, arch: int, names: list[str]) -> str:
     command = [sys.executable, str(script), str(arch), *names]
-    done = subprocess.run(command, capture_output=True, text=True, env=kept)
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
     assert done.returncode == 0, done.stderr
     return done.stdout
 
