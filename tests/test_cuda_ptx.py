@@ -52,9 +52,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def texts():
-    made = every_ptx("90a")
+@pytest.fixture(scope="module", params=["90a", pytest.param("80", marks=pytest.mark.slow)])
+def texts(request):
+    made = every_ptx(request.param)
     try:
         for text in made:
             ptx.parse(text)
