@@ -50,8 +50,10 @@ struct PoolOps {
     return {output, index};
   }
 
-  // The problem of an op that reads indices.
-  static PoolJob index_job(const char* op, const Tensor& index, const PoolProblem& p) {
+  // The problem of an op that reads indices, beside values.
+  static PoolJob index_job(const char* op, const Tensor& index, const Tensor& values,
+                           const char* name, const PoolProblem& p) {
+    check_same_device(index, "index", values, name, op);
     PoolJob job = {p, {}, {}, view_of(index, op, "index"), index_type_of(index, op), true, true};
     const int64_t size[4] = {p.N, p.C, p.rows.out, p.cols.out};
     check_size(op, "index", job.index, size);
@@ -112,7 +114,7 @@ struct PoolOps {
         op, dy.size, height, width,
         {kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, 0},
         dtype_of(grad, op));
-    PoolJob job = index_job(op, index, p);
+    PoolJob job = index_job(op, index, grad, "grad", p);
     const int64_t size[4] = {p.N, p.C, height, width};
     // As the index, which has the input's memory format; dy from behind a flatten may not.
     const Tensor output = empty4(grad, size, channels_last(job.index), p.dtype);
@@ -133,7 +135,7 @@ struct PoolOps {
         dtype_of(input, op));
     const int64_t x_size[4] = {p.N, p.C, height, width};
     check_size(op, "input", x, x_size);
-    PoolJob job = index_job(op, index, p);
+    PoolJob job = index_job(op, index, input, "input", p);
     const Tensor output = empty4(input, places.size, channels_last(x), p.dtype);
     job.x = x, job.y = view_of(output, op, "output");
     Backend::run(PoolKernel::max_gather, job, input);

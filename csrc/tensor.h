@@ -173,6 +173,16 @@ inline void check_same(const Operand& a, const char* name_a, const Operand& b, c
         " and ", name_b, " are on different devices");
 }
 
+// Of tensors of any dtypes.
+inline void check_same_device(const Tensor& a, const char* name_a, const Tensor& b,
+                              const char* name_b, const char* op) {
+  int32_t type_a, type_b, index_a, index_b;
+  aoti_torch_get_device_type(a.get(), &type_a), aoti_torch_get_device_index(a.get(), &index_a);
+  aoti_torch_get_device_type(b.get(), &type_b), aoti_torch_get_device_index(b.get(), &index_b);
+  check(type_a == type_b && index_a == index_b, op, ": ", name_a, " and ", name_b,
+        " are on different devices");
+}
+
 inline void check_same(const Tensor& a, const char* name_a, const Tensor& b, const char* name_b,
                        const char* op) {
   check_same(operand_of(a, op), name_a, operand_of(b, op), name_b, op);

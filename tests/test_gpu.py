@@ -223,6 +223,9 @@ def test_tensors_of_two_devices_are_refused():
         fastconv.conv2d(x, w)
     with pytest.raises(RuntimeError, match="different devices|device"):
         fastconv.residual_add(x, x.cpu())
+    with pytest.raises(RuntimeError, match="different devices|device"):
+        window = (10, 12, 2, 2, 2, 2, 0, 0, 1, 1)
+        torch.ops.fastconv.max_pool2d_grad(x, x.cpu().byte(), *window)
     with fastconv.backend("cpu"), pytest.raises(RuntimeError):
         fastconv.conv2d(x, w.cuda())
     with fastconv.backend("cuda"), pytest.raises(RuntimeError):

@@ -371,6 +371,9 @@ def test_arguments_as_torch_reads_them():
             x, x[:1].long(), 18, 28, 2, 2, 2, 2, 0, 0, 1, 1)),
         (RuntimeError, "index to be", lambda x: torch.ops.fastconv.max_pool2d_grad(
             x, x, 18, 28, 2, 2, 2, 2, 0, 0, 1, 1)),
+        (RuntimeError, "index and grad are on different",
+         lambda x: torch.ops.fastconv.max_pool2d_grad(
+            x.to("meta"), x.byte(), 18, 28, 2, 2, 2, 2, 0, 0, 1, 1)),
     ],
 )  # fmt: skip
 def test_errors(error, words, call):

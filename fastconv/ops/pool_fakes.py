@@ -66,7 +66,11 @@ def _pool_shape(op: str, input: Tensor, window: Sequence, ceil_mode: int) -> lis
     return [*input.shape[:2], *size]
 
 
-def _check_index(op: str, index: Tensor, size: Sequence) -> None:
+def _check_index(op: str, index: Tensor, name: str, values: Tensor, size: Sequence) -> None:
+    check(
+        index.device == values.device,
+        lambda: f"{op}: index and {name} are on different devices",
+    )
     check(
         index.dtype in (torch.uint8, torch.int32, torch.int64),
         lambda: (
@@ -115,7 +119,7 @@ def max_pool2d_grad(grad, index, height, width, *window):
     size = [*grad.shape[:2], height, width]
     _check_input("max_pool2d_grad", grad, size)
     _check_output("max_pool2d_grad", grad, height, width, window)
-    _check_index("max_pool2d_grad", index, grad.shape)
+    _check_index("max_pool2d_grad", index, "grad", grad, grad.shape)
     return empty(index, size, grad.dtype)
 
 
@@ -123,7 +127,7 @@ def max_pool2d_gather(input, index, height, width, *window):
     _check_input("max_pool2d_gather", input, input.shape)
     check_size("max_pool2d_gather", "input", input, [*index.shape[:2], height, width])
     _check_output("max_pool2d_gather", index, height, width, window)
-    _check_index("max_pool2d_gather", index, index.shape)
+    _check_index("max_pool2d_gather", index, "input", input, index.shape)
     return empty(input, index.shape)
 
 
