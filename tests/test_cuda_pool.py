@@ -259,6 +259,14 @@ def test_max_pool_gradients(window, layout, dtype):
 
 
 @LAYOUTS
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_max_pool_gradient_by_two(kernel, dtype, layout):
+    """The kernels of what networks have, of every dtype."""
+    test_max_pool_gradients((kernel, 2, kernel // 2, 1, False), layout, dtype)
+
+
+@LAYOUTS
 @pytest.mark.parametrize(("window", "dtype"), grid([w for w in WINDOWS if w[3] == 1]), ids=grid_id)
 def test_avg_pool_gradient(window, layout, dtype):
     for size, arguments in zip((POOLED, ODD, POOLED), averages(window), strict=True):

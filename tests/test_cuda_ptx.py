@@ -37,6 +37,7 @@ from test_cuda_pool import (
     test_avg_pool,
     test_avg_pool_gradient,
     test_max_pool,
+    test_max_pool_gradient_by_two,
     test_max_pool_gradients,
 )
 from test_cuda_simt import test_conv_depthwise, test_conv_direct
