@@ -64,12 +64,19 @@ def share(row: dict) -> float | None:
 
 
 def of(
-    value: Value, forms: tuple[str, ...], precision: str = "float16", name: str = "", layer=None
+    value: Value,
+    forms: tuple[str, ...],
+    precision: str = "float16",
+    name: str = "",
+    layer: Callable[[Layer], bool] | None = None,
+    bound: str | None = None,
 ) -> Value:
-    """The value of rows of these forms, of names that hold `name`, of layers that are chosen."""
+    """The value of rows of these forms, of names that hold `name`, of layers that are chosen, of
+    those that the roofline says are bound by "memory" or by "products"."""
 
     def chosen(row: dict) -> float | None:
         here = row["form"] in forms and row["precision"] == precision and name in row["name"]
+        here = here and bound in (None, row.get("bound"))
         return value(row) if here and (layer is None or layer(LAYER[row["name"]])) else None
 
     return chosen
@@ -86,6 +93,10 @@ def is_stem(layer: Layer) -> bool:
     return layer.C == 3
 
 
+def is_1x1(layer: Layer) -> bool:
+    return layer.R == layer.S == 1
+
+
 def is_strided(layer: Layer) -> bool:
     return layer.stride > 1 and layer.C > 4
 
@@ -99,9 +110,11 @@ BARS = (
     Bar("bare, float16", 0.9, "layers", of(TORCH, ("bare",))),
     Bar("bare, bfloat16", 0.9, "layers", of(TORCH, ("bare",), "bfloat16")),
     Bar("bare, tf32", 0.9, "layers", of(TORCH, ("bare",), "tf32")),
-    Bar("bare, float32 over the better layout", 1.3, "layers",
-        of(better_layout, ("bare",), "float32")),
+    Bar("float32 bound by products, best layout", 1.3, "layers",
+        of(better_layout, ("bare",), "float32", bound="products")),
     Bar("bare, each layer", 0.5, "layers", of(TORCH, ("bare",)), each=True),
+    Bar("1x1 bound by memory, of a copy", 0.85, "layers",
+        of(share, ("bare",), layer=is_1x1, bound="memory"), each=True),
     Bar("input gradient", 0.85, "backward", of(TORCH, GRADIENTS[:1])),
     Bar("weight gradient", 0.85, "backward", of(TORCH, GRADIENTS[1:])),
     Bar("strided input gradient", 2, "backward", of(TORCH, GRADIENTS[:1], layer=is_strided)),

@@ -234,11 +234,13 @@ def main(arguments: list[str] | None = None) -> int:
         ]
         if form == "residual":
             moved += sets[0][3].nbytes
+        floor = floor_seconds(operations, moved, name, roof)
         compiled = request["form"] != form
         with precision.switched(), torch.no_grad():
             calls = contestants(layer, form, name, sets, options.device, compiled, options.triton)
             found = measured(clock, calls, precision)
-        return {"floor": floor_seconds(operations, moved, name, roof), **found}
+        bound = "memory" if floor_seconds(0, moved, name, roof) == floor else "products"
+        return {"floor": floor, "bound": bound, **found}
 
     return run(options, results, requests, measure, line, ("precision", "form"))
 

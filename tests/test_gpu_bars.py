@@ -56,6 +56,26 @@ def test_a_row_where_ours_failed_is_not_left_out(tmp_path):
     assert found[1:6] == ["0.00", "MISSED", "1", "of", "2"] and found[-1] == "(incomplete)"
 
 
+def test_bars_of_what_bounds_a_layer(tmp_path):
+    name, other = "googlenet 1x1 64->64 @56", "vgg16 3x3 512->512 @14"
+    assert {name, other} <= gpu_bars.LAYER.keys()
+    free, bound = ({"bound": word} for word in ("memory", "products"))
+    rows = [
+        row(name, "bare", 1.0, 1.25) | free,
+        row(other, "bare", 1.0, 9.0) | free,
+        row(name, "bare", 1.0, 9.0) | bound,
+        row(other, "bare", 2.8, 2.0, "float32") | bound,
+        row(name, "bare", 1.0, 9.0, "float32") | free,
+    ]
+    for each in rows:
+        each["seconds"]["torch NCHW"] = {"graph": 2.7}
+    found = lines(tmp_path, "layers", *rows)
+    assert found["1x1 bound by memory, of a copy"][1:6] == ["0.80", "MISSED", "0", "of", "1"]
+    assert found["float32 bound by products, best layout"][1:6] == [
+        *("1.35", "reached", "1", "of", "1"),
+    ]
+
+
 def test_poolings_and_steps(tmp_path):
     found = lines(
         tmp_path,

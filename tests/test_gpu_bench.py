@@ -77,6 +77,7 @@ def test_layers_in_every_precision_and_form(counted, tmp_path, capsys):
     assert forms == [*gpu_layers.FORMS, *sorted(3 * gpu_layers.FORMS)]  # of float16; of the others
     # conv2d 1->6 5x5 of 28x28, padded: 2 * 784 * 6 * 25 operations at 1 a second
     assert first["float16", "bare"] == 2 * 784 * 6 * 25
+    assert {row["bound"] for row in rows} == {"products"}
     assert "geometric" not in capsys.readouterr().err
 
 
