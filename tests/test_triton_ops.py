@@ -238,6 +238,13 @@ def test_results_repeat():
     assert all(torch.equal(a, c) for a, c in zip(first, second, strict=True))
 
 
+def test_more_groups_than_a_grid_has_room_for_are_refused():
+    groups = 1 << 16
+    x, w = torch.randn(1, 16 * groups, 1, 1).half(), torch.randn(16 * groups, 16, 1, 1).half()
+    with pytest.raises(RuntimeError, match="conv_implicit_gemm: a grid of .* allows 65535"):
+        fastconv.conv2d(x, w, groups=groups)
+
+
 # --- networks ------------------------------------------------------------------------------------
 
 

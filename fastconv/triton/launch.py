@@ -12,12 +12,21 @@ from .language import INTERPRETED
 from .tiles import CHANNELS_INNERMOST, COLUMNS_INNERMOST, INTERPRETED_BLOCK, Device
 
 INTERPRETING = bool(INTERPRETED.value)
+MOST_BLOCKS = (1 << 16) - 1  # of a grid's second and third axis
 
 
 def launch(kernel, grid: tuple, tensor: Tensor, *args, **constants) -> None:
-    """Runs `kernel` on the device of `tensor`; traced where torch traces."""
+    """Runs `kernel` on the device of `tensor`; traced where torch traces.
+
+    Raises RuntimeError where a GPU's grid has no room, as for more than 65535 groups.
+    """
     if 0 in grid:
         return
+    if any(isinstance(size, int) and size > MOST_BLOCKS for size in grid[1:]):
+        raise RuntimeError(
+            f"{kernel.fn.__name__}: a grid of {tuple(grid)} blocks, of which a GPU allows "
+            f"{MOST_BLOCKS} along the second and third axis"
+        )
     if not INTERPRETING:
         kernel = torch.library.wrap_triton(kernel)
     with _on(tensor):
@@ -79,7 +88,7 @@ def plane_unit(strides: tuple[int, int], *tensors: Tensor | None) -> int:
     operands = [t for t in tensors if t is not None]
     (n, _, h, w), size = operands[0].shape, operands[0].element_size()
     numbers = [h * w]
-    if n >= 1 << 16:
+    if n > MOST_BLOCKS:
         return 0
     for t in operands:
         by_n, by_c, by_h, by_w = t.stride()
