@@ -141,6 +141,7 @@ def test_ctrl_c_ends_with_130(monkeypatch, capsys):
         (["validate", "--device", "abacus"], "--device abacus"),
         (["validate", "--device", "meta"], "must be cpu or cuda"),
         (["validate", "--network", "lenet", "--backend", "abacus"], "abacus"),
+        (["validate", "--network", "lenet", "--backend", "cuda"], "takes no tensors of --device"),
         (["validate", "--checkpoint", "missing.pt"], "missing.pt"),
         (["validate", "--network", "lenet", "--json", "no/such/folder.json"], "cannot write"),
         (["predict", "--checkpoint", "missing.pt", "a.png"], "missing.pt"),
@@ -160,6 +161,7 @@ def test_json_has_every_row(tmp_path, capsys):
     assert run("validate", "--network", "lenet", "--seed", "3", "--json", str(file)) == 0
     result = json.loads(file.read_text())
     assert result["passed"] is True and result["seed"] == 3 and result["torch"] == torch.__version__
+    assert result["GPUs"] and result["device"] == "cpu"
     kinds = [(row["kind"], row["dtype"]) for row in result["rows"]]
     assert kinds == [("network", "float64"), ("network", "float32")] + [("layer", "float32")] * 2
     for row in result["rows"]:

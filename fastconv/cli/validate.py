@@ -25,6 +25,7 @@ from .checkpoint import FORMAT, Checkpoint, load, load_checkpoint
 from .common import CommandError, HelpFormatter, console, device, need, progress, replace_file
 from .comparison import Row, compare_layer, compare_networks
 from .data import crops, digits, fitted, photograph, pixels_of, prepared
+from .info import gpus
 from .networks import NAMES, VARIANTS, builder_of, input_size
 
 DTYPES = {str(d).removeprefix("torch."): d for d in (
@@ -150,6 +151,10 @@ def batch_for(
 def tasks(options: argparse.Namespace) -> list[tuple[str, Callable[[], Row]]]:
     """What the progress bar says, and the comparison that makes a row."""
     dtype, where = DTYPES[options.dtype], device(options.device)
+    if options.backend in ("cpu", "cuda") and options.backend != where.type:
+        raise CommandError(
+            f"--backend {options.backend} takes no tensors of --device {options.device}"
+        )
     if options.backend == emulated.NAME:
         return emulated.tasks(options.network, dtype, options.seed)
     names, extra, checkpoint = weights_of(options)
@@ -226,6 +231,7 @@ def report(found: list[Row], options: argparse.Namespace) -> dict[str, Any]:
         "fastconv": fastconv.__version__,
         "torch": torch.__version__,
         "processor": fastconv.cpu_info(),
+        "GPUs": gpus(),
         "device": options.device,
         "dtype": options.dtype,
         "seed": options.seed,
