@@ -38,8 +38,9 @@ def test_what_every_network_is_made_of(arch, instruction):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [80, 90])
-def test_every_tile(arch):
-    executed(arch, 1, 0, "every_tile")
+@pytest.mark.parametrize("case", ["every_tile", "networks"])
+def test_more(case, arch):
+    executed(arch, 1, 0, case)
 
 
 @pytest.mark.slow

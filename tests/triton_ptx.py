@@ -194,7 +194,32 @@ def every_tile(generator: torch.Generator) -> None:
     tiles.choose_tile, tiles.choose_splits = choices
 
 
-CASES = {f.__name__: f for f in (poolings, adds, tf32, every_tile)}
+def networks(generator: torch.Generator) -> None:
+    """LeNet whole and a block of each other network, in float16, with every gradient."""
+    import fastconv
+    from fastconv.cli.emulated import PARTS
+    from fastconv.testing.compare import assert_good
+
+    for make, size in PARTS.values():
+        module, x = make(fastconv.nn).eval(), torch.randn(size, generator=generator)
+
+        def results(dtype, module=module, x=x):
+            net, leaf = module.to(dtype), x.to(dtype).requires_grad_()
+            y = net(leaf)
+            wanted = (leaf, *net.parameters())
+            grads = torch.autograd.grad(y.square().mean(), wanted, allow_unused=True)
+            return [y.detach(), *(g for g in grads if g is not None)]
+
+        module.half()  # so that all begin with the same weights
+        ours = results(torch.float16)
+        with fastconv.backend("cpu"):
+            theirs, truth = results(torch.float16), results(torch.float64)
+        for mine, other, true in zip(ours, theirs, truth, strict=True):
+            # 10 times the CPU's error: ties of ReLU and max pooling fall differently.
+            assert_good(mine, other, true, torch.float16, factor=10)
+
+
+CASES = {f.__name__: f for f in (poolings, adds, tf32, every_tile, networks)}
 
 
 def main(arch: int, seed: int, count: int, *names: str) -> dict[str, list[str]]:
