@@ -21,7 +21,6 @@ from test_cuda_grad import (
     test_bias_grad,
     test_depthwise,
     test_direct,
-    test_weight_bias_grad,
 )
 from test_cuda_kernels import (
     TAILS_1X1,
