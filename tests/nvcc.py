@@ -1,9 +1,10 @@
-"""The CUDA compiler, where there is one, and what it makes of csrc/cuda: kept under build/."""
+"""CUDA's compiler and tools, where they are, and what it makes of csrc/cuda: kept under build/."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -21,6 +22,14 @@ def find_nvcc() -> str | None:
         if home and (Path(home) / "bin" / "nvcc").exists():
             return str(Path(home) / "bin" / "nvcc")
     return shutil.which("nvcc")
+
+
+def find_cuobjdump() -> str | None:
+    """On the path, or of the triton package."""
+    spec = importlib.util.find_spec("triton")
+    folders = [Path(spec.origin).parent / "backends/nvidia/bin"] if spec and spec.origin else []
+    path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, folders)])
+    return shutil.which("cuobjdump", path=path)
 
 
 def compiled(source: Path, code: str, kind: str) -> tuple[Path, str]:

@@ -12,8 +12,7 @@ from pathlib import Path
 import nvcc
 import pytest
 from emulator import kernels
-from emulator.ptx import find_cuobjdump
-from nvcc import CUDA
+from nvcc import CUDA, find_cuobjdump
 
 from fastconv.explain import DIRECTIONS
 

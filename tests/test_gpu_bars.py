@@ -1,4 +1,4 @@
-"""The bars of the GPU's kernels, from results files."""
+"""What results files of the GPU's kernels say: the summary, and the bars."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "bench"))
 
 import gpu_bars  # noqa: E402
+import gpu_results  # noqa: E402
 
 
 def row(name, form, torchs, ours, precision="float16", mode="graph", **errors):
@@ -94,6 +95,24 @@ def test_poolings_and_steps(tmp_path):
 def test_every_bar_is_of_a_file_that_the_script_writes():
     written = re.findall(r"bench \d \w+ (\w+)", (ROOT / "bench/gpu.sh").read_text())
     assert {bar.stem for bar in gpu_bars.BARS} <= set(written)
+
+
+def test_summary():
+    def row(name, theirs, ours):
+        seconds = {"torch": {"graph": theirs}, "fastconv": {"graph": ours}}
+        return {"name": name, "precision": "tf32", "floor": 1.0, "seconds": seconds, "errors": {}}
+
+    document = {"rows": [row("a", 4.0, 2.0), row("b", 4.0, 8.0)], "complete": True}
+    _, line = gpu_results.summary(document, ("precision",))
+    # gains 2 and 0.5, shares of the roofline 1/2 and 1/8, torch's 1/4
+    assert line.split() == ["tf32", "graph", "torch", "2", "1.00", "0.50", "25", "(25)", "b"]
+    document["rows"][0]["seconds"]["triton"] = {"graph": 8.0}
+    lines = gpu_results.summary(document, ("precision",))
+    assert lines[-1].split()[2:6] == ["torch", "(triton)", "1", "0.50"]
+    document["rows"][0]["errors"]["cudnn"] = "refused"
+    document["complete"] = False
+    text = "\n".join(gpu_results.summary(document, ("precision",)))
+    assert "not measured: a, cudnn: refused" in text and "INCOMPLETE" in text
 
 
 @pytest.mark.parametrize("broken", [False, True])

@@ -363,24 +363,6 @@ def test_short_calls_are_captured_often_enough_to_be_timed(monkeypatch, sets, ca
     assert gpu.graphs[-1].calls == calls
 
 
-def test_summary():
-    def row(name, theirs, ours):
-        seconds = {"torch": {"graph": theirs}, "fastconv": {"graph": ours}}
-        return {"name": name, "precision": "tf32", "floor": 1.0, "seconds": seconds, "errors": {}}
-
-    document = {"rows": [row("a", 4.0, 2.0), row("b", 4.0, 8.0)], "complete": True}
-    _, line = gpu_common.summary(document, ("precision",))
-    # gains 2 and 0.5, shares of the roofline 1/2 and 1/8, torch's 1/4
-    assert line.split() == ["tf32", "graph", "torch", "2", "1.00", "0.50", "25", "(25)", "b"]
-    document["rows"][0]["seconds"]["triton"] = {"graph": 8.0}
-    lines = gpu_common.summary(document, ("precision",))
-    assert lines[-1].split()[2:6] == ["torch", "(triton)", "1", "0.50"]
-    document["rows"][0]["errors"]["cudnn"] = "refused"
-    document["complete"] = False
-    text = "\n".join(gpu_common.summary(document, ("precision",)))
-    assert "not measured: a, cudnn: refused" in text and "INCOMPLETE" in text
-
-
 def test_switches_are_put_back():
     precision = gpu_common.PRECISIONS["float32"]
     before = torch.backends.cudnn.allow_tf32

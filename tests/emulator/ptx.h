@@ -72,6 +72,4 @@ inline uint32_t shared_operand(const Frame& f, const Instruction& i, int k) {
   return get<uint32_t>(f, i.slot[k]) + uint32_t(i.offset[k]);
 }
 
-void run_thread(const Kernel& kernel, const void* const* arguments);
-
 }  // namespace emulator::ptx

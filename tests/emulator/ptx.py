@@ -10,38 +10,18 @@ import contextlib
 import ctypes
 import functools
 import hashlib
-import importlib.util
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from . import library
-
-
-def find_cuobjdump() -> str | None:
-    """On the path, or of the triton package."""
-    spec = importlib.util.find_spec("triton")
-    folders = [Path(spec.origin).parent / "backends/nvidia/bin"] if spec and spec.origin else []
-    path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, folders)])
-    return shutil.which("cuobjdump", path=path)
-
-
-def ptx_of(module: str) -> list[str]:
-    """The texts of PTX in a shared object, one for each source."""
-    done = subprocess.run(
-        [find_cuobjdump(), "-ptx", module], check=True, capture_output=True, text=True
-    )
-    return [".version" + text for text in done.stdout.split(".version")[1:]]
 
 
 def _demangled(names: list[str]) -> list[str]:
     done = subprocess.run(
         ["c++filt"], input="\n".join(names), check=True, capture_output=True, text=True
     )
-    # The emulator passes by reference what a GPU passes by value.
+#The emulator passes by reference what a GPU passes by value.
     return [re.sub(r" const&", "", name) for name in done.stdout.splitlines()]
 
 
@@ -57,9 +37,8 @@ def _addresses() -> dict[str, int]:
     base = known - offsets["emulator_configure"]
     names = list(offsets)
     return {
-        plain: base + offsets[name] for name, plain in zip(names, _demangled(names), strict=True)
-    }
-
+plain: base + offsets[name] for name, plain in zip(names, _demangled(names), strict=True)
+}
 
 @functools.cache
 def parse(text: str) -> dict[str, str]:
@@ -74,8 +53,8 @@ def parse(text: str) -> dict[str, str]:
         kind = NotImplementedError if b"no instruction" in problem else ValueError
         raise kind(problem.decode())
     names = re.findall(r"\.entry (\w+)", text)
-    return {prefix + name: plain for name, plain in zip(names, _demangled(names), strict=True)}
-
+    return {prefix + name: plain for name, plain in zip(names, _demangled(names), strict=True)
+}
 
 @contextlib.contextmanager
 def compiled_kernels(texts: Sequence[str]) -> Iterator[None]:

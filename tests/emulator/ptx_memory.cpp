@@ -23,9 +23,11 @@ char* global(const Frame& f, const Instruction& i, int k) {
   return reinterpret_cast<char*>(get<uint64_t>(f, i.slot[k]) + int64_t(i.offset[k]));
 }
 
-template <int kBytes>
+// to, from, bytes, and how many of them are read: all or none.
 void copy_async(Frame& f, const Instruction& i) {
-  cp_async(shared_operand(f, i, 0), global(f, i, 1), kBytes, get<uint32_t>(f, i.slot[3]) != 0);
+  const uint32_t bytes = get<uint32_t>(f, i.slot[2]), read = get<uint32_t>(f, i.slot[3]);
+  if (read != 0 && read != bytes) fail("cp.async of %u bytes of which %u are read", bytes, read);
+  cp_async(shared_operand(f, i, 0), global(f, i, 1), int(bytes), read != 0);
 }
 
 }  // namespace
@@ -52,13 +54,7 @@ void add_memory(Table& table) {
     store(f, i, shared_bytes_at(at, i.count * i.bytes, "st.shared"));
     note_shared_access(at, i.count * i.bytes);
   };
-  table["cp.async.cg.shared.global"] = copy_async<16>;
-  table["cp.async.ca.shared.global"] = [](Frame& f, const Instruction& i) {
-    const uint32_t bytes = get<uint32_t>(f, i.slot[2]);
-    return bytes == 4   ? copy_async<4>(f, i)
-           : bytes == 8 ? copy_async<8>(f, i)
-                        : copy_async<16>(f, i);
-  };
+  table["cp.async.cg.shared.global"] = table["cp.async.ca.shared.global"] = copy_async;
   table["cp.async.commit_group"] = [](Frame&, const Instruction&) { cp_async_commit_group(); };
   table["cp.async.wait_group"] = [](Frame& f, const Instruction& i) {
     cp_async_wait_group(get<int32_t>(f, i.slot[0]));

@@ -32,8 +32,6 @@ void fill_special(const Kernel& k, uint64_t* slots) {
         slots[s.slot] = s.name.back() == 'x' ? one.x : s.name.back() == 'y' ? one.y : one.z;
 }
 
-}  // namespace
-
 void run_thread(const Kernel& k, const void* const* arguments) {
   const size_t bytes = k.slots.size() * sizeof(uint64_t);
   Frame f = {static_cast<uint64_t*>(alloca(bytes)), 0};
@@ -62,6 +60,7 @@ const char* launch(Kernel& kernel, const char* name, dim3 grid, dim3 block, int 
   return emulator::launch(name, grid, block, shared_bytes, body, &call);
 }
 
+}  // namespace
 }  // namespace ptx
 
 const char* launch_ptx(const char* name, const CompiledKernel& compiled, dim3 grid, dim3 block,
