@@ -21,7 +21,7 @@ def _demangled(names: list[str]) -> list[str]:
     done = subprocess.run(
         ["c++filt"], input="\n".join(names), check=True, capture_output=True, text=True
     )
-#The emulator passes by reference what a GPU passes by value.
+    # The emulator passes by reference what a GPU passes by value.
     return [re.sub(r" const&", "", name) for name in done.stdout.splitlines()]
 
 
@@ -37,8 +37,9 @@ def _addresses() -> dict[str, int]:
     base = known - offsets["emulator_configure"]
     names = list(offsets)
     return {
-plain: base + offsets[name] for name, plain in zip(names, _demangled(names), strict=True)
-}
+        plain: base + offsets[name] for name, plain in zip(names, _demangled(names), strict=True)
+    }
+
 
 @functools.cache
 def parse(text: str) -> dict[str, str]:
@@ -53,8 +54,8 @@ def parse(text: str) -> dict[str, str]:
         kind = NotImplementedError if b"no instruction" in problem else ValueError
         raise kind(problem.decode())
     names = re.findall(r"\.entry (\w+)", text)
-    return {prefix + name: plain for name, plain in zip(names, _demangled(names), strict=True)
-}
+    return {prefix + name: plain for name, plain in zip(names, _demangled(names), strict=True)}
+
 
 @contextlib.contextmanager
 def compiled_kernels(texts: Sequence[str]) -> Iterator[None]:
